@@ -1,0 +1,1 @@
+"""minivlm: vision-language models from scratch, one concept a module, one module a notebook."""
