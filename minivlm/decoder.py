@@ -1,0 +1,179 @@
+"""A causal language model in the Llama manner (Touvron et al. 2023): the half of a VLM that speaks.
+
+Data: token ids (B, T) or their embeddings (B, T, D) -> logits (B, T, V).
+Pre-norm blocks of RMSNorm, rotary positions, grouped-query attention (Ainslie et al. 2023) and SwiGLU, no biases.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from minivlm.checkpoints import require
+from minivlm.layers import RMSNorm, SwiGLU, attend, init_weights, merge_heads, split_heads
+from minivlm.masks import causal, padding
+from minivlm.rope import rotary_tables, rotate
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int  # divides heads; kv_heads == heads is plain multi-head attention
+    hidden: int  # width of the MLP
+    head_dim: int | None = None  # default: width / heads
+    theta: float = 10_000.0  # base of the rotary frequencies
+    eps: float = 1e-6
+    act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tied: bool = False  # the output layer is the embedding table
+
+    @classmethod
+    def from_hf(cls, config: dict) -> "DecoderConfig":
+        """Read a published Llama config.json; absent keys have transformers' LlamaConfig defaults."""
+        require(config, "model_type", "llama")
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        require(rope, "rope_type", "default")
+        require(rope, "type", "default")
+        heads = config.get("num_attention_heads", 32)
+        return cls(
+            vocab_size=config.get("vocab_size", 32000),
+            width=config.get("hidden_size", 4096),
+            layers=config.get("num_hidden_layers", 32),
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            hidden=config.get("intermediate_size", 11008),
+            head_dim=config.get("head_dim"),
+            theta=rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
+            eps=config.get("rms_norm_eps", 1e-6),
+            act=config.get("hidden_act", "silu"),
+            attention_bias=config.get("attention_bias", False),
+            mlp_bias=config.get("mlp_bias", False),
+            tied=config.get("tie_word_embeddings", False),
+        )
+
+
+class KVCache:
+    """The keys and values of all tokens so far, one pair a layer: generation then computes one token a step."""
+
+    def __init__(self):
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> (B, kv heads, S, d) twice
+
+    @property
+    def length(self) -> int:
+        """Tokens held (S)."""
+        return self.layers[0][0].shape[2] if self.layers else 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append new keys and values (B, kv heads, T, d) of a layer, return all of them."""
+        if layer in self.layers:
+            old_k, old_v = self.layers[layer]
+            k, v = torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2)
+        self.layers[layer] = (k, v)
+        return k, v
+
+
+class GroupedQueryAttention(nn.Module):
+    """Attention with rotary positions in which several query heads share one key-value head."""
+
+    def __init__(self, config: DecoderConfig, layer: int):
+        super().__init__()
+        if config.heads % config.kv_heads:
+            raise ValueError(f"{config.heads} query heads do not divide into {config.kv_heads} key-value heads")
+        self.layer, self.heads, self.kv_heads = layer, config.heads, config.kv_heads
+        d = config.head_dim or config.width // config.heads
+        self.q = nn.Linear(config.width, config.heads * d, bias=config.attention_bias)
+        self.k = nn.Linear(config.width, config.kv_heads * d, bias=config.attention_bias)
+        self.v = nn.Linear(config.width, config.kv_heads * d, bias=config.attention_bias)
+        self.out = nn.Linear(config.heads * d, config.width, bias=config.attention_bias)
+
+    def forward(self, x: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
+        """x (B, T, D), mask (..., T, S), rotary tables (T, d) -> (B, T, D); S = cached + T."""
+        q = rotate(split_heads(self.q(x), self.heads), *rotary)  # (B, h, T, d)
+        k = rotate(split_heads(self.k(x), self.kv_heads), *rotary)  # (B, kv heads, T, d)
+        v = split_heads(self.v(x), self.kv_heads)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        group = self.heads // self.kv_heads
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)  # (B, h, S, d)
+        return self.out(merge_heads(attend(q, k, v, mask)))
+
+
+class DecoderBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: DecoderConfig, layer: int):
+        super().__init__()
+        self.norm1 = RMSNorm(config.width, config.eps)
+        self.attention = GroupedQueryAttention(config, layer)
+        self.norm2 = RMSNorm(config.width, config.eps)
+        self.mlp = SwiGLU(config.width, config.hidden, config.act, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), mask, rotary, cache)
+        return x + self.mlp(self.norm2(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm, output layer."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(DecoderBlock(config, i) for i in range(config.layers))
+        self.norm = RMSNorm(config.width, config.eps)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.apply(init_weights)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(B, T) ids -> (B, T, D); an id outside the table is a ValueError."""
+        outside = input_ids[(input_ids < 0) | (input_ids >= self.config.vocab_size)]
+        if len(outside):
+            raise ValueError(f"token id {outside[0].item()} is outside the vocabulary of {self.config.vocab_size}")
+        return self.embedding(input_ids)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        *,
+        embeds: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Ids (B, T), or embeddings (B, T, D) in their stead, -> logits (B, T, V).
+
+        attention_mask: (B, S) of 1 (token) and 0 (padding), S = cached + T. mask: (T, S) in place of the causal one.
+        """
+        x = self.embed(input_ids) if embeds is None else embeds
+        past, length = cache.length if cache else 0, x.shape[1]
+        mask = causal(length, past) if mask is None else mask
+        mask = mask.to(x.device)
+        if attention_mask is not None:
+            if attention_mask.shape != (len(x), past + length):
+                raise ValueError(f"attention_mask must be {(len(x), past + length)}, got {tuple(attention_mask.shape)}")
+            mask = mask & padding(attention_mask)  # (B, 1, T, S)
+        d = self.config.head_dim or self.config.width // self.config.heads
+        rotary = rotary_tables(torch.arange(past, past + length, device=x.device), d, self.config.theta)
+        for block in self.blocks:
+            x = block(x, mask, rotary, cache)
+        return self.head(self.norm(x))
+
+
+DECODER_NAMES = [  # our name -> the published one, within the language model
+    (r"^embedding\.", "model.embed_tokens."),
+    (r"^norm\.", "model.norm."),
+    (r"^head\.", "lm_head."),
+    (r"^blocks\.", "model.layers."),
+    (r"\.norm1\.", ".input_layernorm."),
+    (r"\.norm2\.", ".post_attention_layernorm."),
+    (r"\.attention\.(q|k|v)\.", r".self_attn.\1_proj."),
+    (r"\.attention\.out\.", ".self_attn.o_proj."),
+    (r"\.mlp\.(gate|up|down)\.", r".mlp.\1_proj."),
+]

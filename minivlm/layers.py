@@ -1,0 +1,137 @@
+"""The pieces every model is built from: attention, MLPs, norms.
+
+Shapes: B batch, T tokens (queries), S tokens that are attended to (keys), D width, h heads, d = D / h.
+Each model keeps its paper's block in its own module and puts it together from these.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x): OpenAI CLIP's approximation of GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by its tanh approximation (Hendrycks & Gimpel 2016, section 2)."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The function that a config calls ``name``."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; known: {sorted(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, T, h * d) -> (B, h, T, d)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, h, T, d) -> (B, T, h * d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1): q (B, h, T, d), k and v (B, h, S, d) -> (B, h, T, d).
+
+    mask: True = may attend, broadcastable to (B, h, T, S).
+    """
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The softmax inside ``attend``, kept to be looked at: (B, h, T, S), rows sum to 1."""
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with learned q, k, v and output projections (Vaswani et al. 2017, section 3.2.2)."""
+
+    def __init__(self, width: int, heads: int, *, bias: bool = True):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} does not divide into {heads} heads")
+        self.heads = heads
+        self.q = nn.Linear(width, width, bias=bias)
+        self.k = nn.Linear(width, width, bias=bias)
+        self.v = nn.Linear(width, width, bias=bias)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, T, D), mask broadcastable to (B, h, T, T) -> (B, T, D)."""
+        q, k, v = (split_heads(project(x), self.heads) for project in (self.q, self.k, self.v))  # (B, h, T, d)
+        return self.out(merge_heads(attend(q, k, v, mask)))
+
+    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Who looks at whom: (B, h, T, T)."""
+        q, k = (split_heads(project(x), self.heads) for project in (self.q, self.k))
+        return attention_weights(q, k, mask)
+
+
+class MLP(nn.Module):
+    """Linear, activation, Linear: D -> hidden -> D (or ``out``)."""
+
+    def __init__(self, width: int, hidden: int, act: str = "gelu", *, out: int | None = None, bias: bool = True):
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.act = activation(act)
+        self.down = nn.Linear(hidden, out or width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.act(self.up(x)))
+
+
+class SwiGLU(nn.Module):
+    """down(act(gate x) * up x): the gated MLP of Llama (Shazeer 2020, eq. 6)."""
+
+    def __init__(self, width: int, hidden: int, act: str = "silu", *, bias: bool = False):
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=bias)
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.act = activation(act)
+        self.down = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.act(self.gate(x)) * self.up(x))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight: no mean, no bias (Zhang & Sennrich 2019, eq. 4); the mean square is taken in float32."""
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Normal weights of standard deviation 0.02, zero biases (BERT's scheme, kept by ViT and Llama); for ``apply``."""
+    if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
+        nn.init.normal_(module.weight, std=0.02)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,165 @@
+"""Figures of the course, in one style: attention masks (declared and measured), pictures, curves.
+
+Colours are Okabe & Ito's, which colour-blind readers can tell apart; colour is never the only cue.
+"""
+
+from collections.abc import Callable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+COLORS = {
+    "black": "#000000",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "yellow": "#F0E442",
+    "blue": "#0072B2",
+    "vermillion": "#D55E00",
+    "purple": "#CC79A7",
+}
+KINDS = {  # kind of token -> (colour, mark before its label)
+    "text": (COLORS["blue"], ""),
+    "image": (COLORS["vermillion"], "▪ "),
+    "query": (COLORS["green"], "? "),
+    "special": (COLORS["purple"], "◆ "),
+    "padding": ("#777777", "· "),
+}
+CYCLE = [COLORS[c] for c in ("blue", "vermillion", "green", "purple", "orange", "black")]
+DASHES = ["-", "--", "-.", ":"]
+
+
+def show_mask(
+    mask: Tensor,
+    labels: Sequence[str] | None = None,
+    kinds: Sequence[str] | None = None,
+    *,
+    query_labels: Sequence[str] | None = None,
+    query_kinds: Sequence[str] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw an attention mask (T, S): a filled square where the query (row) may attend to the key (column).
+
+    labels and kinds (of KINDS) name the S keys; the queries carry the same ones unless they have their own.
+    """
+    mask = torch.as_tensor(mask).bool().cpu()
+    if mask.ndim != 2:
+        raise ValueError(f"a mask to draw is (T, S), got shape {tuple(mask.shape)}")
+    rows, columns = mask.shape
+    query_labels = labels if query_labels is None and rows == columns else query_labels
+    query_kinds = kinds if query_kinds is None and rows == columns else query_kinds
+    ax = ax or plt.subplots(figsize=(1.6 + 0.3 * columns, 1.2 + 0.3 * rows))[1]
+    ax.imshow(mask.numpy(), cmap=ListedColormap(["#F4F4F4", "#44546A"]), vmin=0, vmax=1, aspect="equal")
+    ax.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=1)
+    ax.tick_params(which="both", length=0)
+    _label(ax.xaxis, labels, kinds, columns, rotation=90)
+    _label(ax.yaxis, query_labels, query_kinds, rows, rotation=0)
+    ax.set(xlabel="key: attended to", ylabel="query: attends", title=title or "")
+    present = [kind for kind in KINDS if kind in {*(kinds or ()), *(query_kinds or ())}]
+    if len(present) > 1:
+        patches = [Patch(color=KINDS[kind][0], label=KINDS[kind][1] + kind) for kind in present]
+        ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
+    return ax
+
+
+def _label(axis, labels: Sequence[str] | None, kinds: Sequence[str] | None, count: int, rotation: int) -> None:
+    """Name the positions of one side, coloured and marked by kind."""
+    labels = [str(i) for i in range(count)] if labels is None else labels
+    kinds = [None] * count if kinds is None else kinds
+    unknown = {kind for kind in kinds if kind is not None and kind not in KINDS}
+    if len(labels) != count or len(kinds) != count or unknown:
+        raise ValueError(
+            f"{count} positions, but {len(labels)} labels and {len(kinds)} kinds; unknown kinds: {sorted(unknown)}"
+        )
+    marks = [KINDS[kind][1] if kind else "" for kind in kinds]
+    axis.set_ticks(range(count), [mark + label for mark, label in zip(marks, labels, strict=True)], fontsize=8)
+    for tick, kind in zip(axis.get_ticklabels(), kinds, strict=True):
+        tick.set(rotation=rotation, color=KINDS[kind][0] if kind else "black")
+
+
+def show_masks(masks: dict[str, Tensor], labels=None, kinds=None, **options) -> Figure:
+    """Several masks side by side under their titles: the declared one beside the one that a model obeys."""
+    rows, columns = next(iter(masks.values())).shape
+    size = (len(masks) * (1.3 + 0.27 * columns) + 1, 1.4 + 0.27 * rows)
+    figure, axes = plt.subplots(1, len(masks), figsize=size, squeeze=False, layout="constrained")
+    for ax, (title, mask) in zip(axes[0], masks.items(), strict=True):
+        show_mask(mask, labels, kinds, title=title, ax=ax, **options)
+        if ax is not axes[0][-1] and ax.get_legend():
+            ax.get_legend().remove()
+    return figure
+
+
+def effective_mask(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The mask that a function really obeys, from its gradients: (T, S) bool.
+
+    fn maps x (S, D) or (1, S, D) to (T, E) or (1, T, E). Entry (t, s) is True when some feature of output t has a
+    non-zero derivative with respect to some feature of input s. A masked softmax gives exactly zero there.
+    A random projection of every output stands for its features, so that they cannot cancel each other.
+    """
+    x = x.detach().clone().requires_grad_()
+    y = fn(x)
+    if x.ndim not in (2, 3) or y.ndim not in (2, 3) or (x.ndim == 3 and len(x) != 1) or (y.ndim == 3 and len(y) != 1):
+        raise ValueError(f"x and fn(x) must be (T, D) or (1, T, D), got {tuple(x.shape)} and {tuple(y.shape)}")
+    y = y.reshape(y.shape[-2:])  # (T, E)
+    directions = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
+    rows = []
+    for t in range(len(y)):
+        (gradient,) = torch.autograd.grad(y[t] @ directions[t], x, retain_graph=True)
+        rows.append(gradient.reshape(x.shape[-2:]).ne(0).any(dim=-1))  # (S,)
+    return torch.stack(rows).cpu()
+
+
+def show_images(
+    images: Sequence, titles: Sequence[str] | None = None, *, columns: int = 6, size: float = 1.6
+) -> Figure:
+    """A grid of pictures (PIL, numpy (H, W, 3) or tensor (3, H, W) in 0..1), pixels kept sharp, titles above."""
+    if not len(images) or (titles is not None and len(titles) != len(images)):
+        raise ValueError(f"{len(images)} images, but {0 if titles is None else len(titles)} titles")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    lines = max((title.count("\n") + 1 for title in titles), default=0) if titles else 0
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(size * columns, (size + 0.17 * lines) * rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    for ax in axes.flat:
+        ax.axis("off")
+    for i, image in enumerate(images):
+        ax = axes.flat[i]
+        ax.imshow(image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else image, interpolation="nearest")
+        if titles:
+            ax.set_title(titles[i], fontsize=8)
+    return figure
+
+
+def show_curves(
+    curves: dict[str, Sequence[float]],
+    *,
+    xlabel: str = "step",
+    ylabel: str = "loss",
+    smooth: int = 1,
+    ax: Axes | None = None,
+) -> Axes:
+    """One line a name, each with its own colour and dashes; ``smooth`` is the window of a running mean."""
+    ax = ax or plt.subplots(figsize=(5, 3), layout="constrained")[1]
+    for i, (name, values) in enumerate(curves.items()):
+        window = min(smooth, len(values))
+        y = np.convolve(np.asarray(values, dtype=float), np.ones(window) / window, mode="valid")
+        x = np.arange(len(values) - len(y), len(values))
+        ax.plot(x, y, color=CYCLE[i % len(CYCLE)], linestyle=DASHES[i % len(DASHES)], label=name)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return ax
