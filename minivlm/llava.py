@@ -1,0 +1,116 @@
+"""LLaVA (Liu et al. 2023, "Visual Instruction Tuning"): a vision tower, a projector, a language model.
+
+Data: token ids (B, T) in which every image stands as a run of placeholder ids, and the images (M, C, H, W) in the
+order of the placeholders -> logits (B, T, V). The placeholders' embeddings are replaced by projected patch vectors.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from minivlm.checkpoints import Names, require
+from minivlm.clip import VISION_NAMES, ClipVision, ClipVisionConfig
+from minivlm.decoder import DECODER_NAMES, Decoder, DecoderConfig, KVCache
+from minivlm.layers import MLP, init_weights
+
+
+@dataclass(frozen=True)
+class LlavaConfig:
+    vision: ClipVisionConfig
+    text: DecoderConfig
+    image_token_id: int
+    feature_layers: tuple[int, ...] = (-2,)  # hidden states of the vision tower; several are concatenated
+    keep_class: bool = False  # keep the class vector among the image tokens ("full"), or drop it ("default")
+    projector_act: str = "gelu"
+    projector_bias: bool = True
+
+    @classmethod
+    def from_hf(cls, config: dict) -> "LlavaConfig":
+        vision, text = config.get("vision_config", {}), config.get("text_config", {})
+        require(vision, "model_type", "clip_vision_model")
+        require(config, "vision_feature_select_strategy", "default", "full")
+        layers = config.get("vision_feature_layer", -2)
+        token = config.get("image_token_index", config.get("image_token_id", 32000))
+        tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
+        return cls(
+            vision=ClipVisionConfig.from_hf(vision),
+            text=DecoderConfig.from_hf(text | {"tie_word_embeddings": tied}),
+            image_token_id=token,
+            feature_layers=(layers,) if isinstance(layers, int) else tuple(layers),
+            keep_class=config.get("vision_feature_select_strategy") == "full",
+            projector_act=config.get("projector_hidden_act", "gelu"),
+            projector_bias=config.get("multimodal_projector_bias", True),
+        )
+
+
+class Llava(nn.Module):
+    def __init__(self, config: LlavaConfig):
+        super().__init__()
+        self.config = config
+        states = config.vision.layers + 1
+        for layer in config.feature_layers:
+            if not -states <= layer < states:
+                raise ValueError(f"feature layer {layer} is not among the {states} hidden states of the vision tower")
+        self.vision = ClipVision(config.vision)
+        features = config.vision.width * len(config.feature_layers)
+        width = config.text.width
+        self.projector = MLP(features, width, config.projector_act, out=width, bias=config.projector_bias)
+        self.projector.apply(init_weights)
+        self.decoder = Decoder(config.text)
+
+    @property
+    def image_tokens(self) -> int:
+        """Placeholders that one image takes."""
+        return self.vision.patches + self.config.keep_class
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """(M, C, H, W) -> (M, N, D) in the language model's width."""
+        states = self.vision.hidden_states(pixel_values)
+        features = torch.cat([states[layer] for layer in self.config.feature_layers], dim=-1)
+        return self.projector(features if self.config.keep_class else features[:, 1:])
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
+        """(B, T) and (M, C, H, W) -> (B, T, D): text embeddings, with the image vectors at the placeholders."""
+        placeholder = input_ids == self.config.image_token_id  # (B, T)
+        need, per_row = len(pixel_values) * self.image_tokens, placeholder.sum(dim=1)
+        if per_row.sum() != need or (per_row % self.image_tokens).any():
+            raise ValueError(
+                f"{len(pixel_values)} images take {need} placeholders (id {self.config.image_token_id}), "
+                f"{self.image_tokens} each; the rows of input_ids hold {per_row.tolist()}"
+            )
+        embeds = self.decoder.embed(input_ids.masked_fill(placeholder, 0))  # the id may lie outside the table
+        return embeds.masked_scatter(placeholder[..., None], self.encode_images(pixel_values))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Ids (B, T), images (M, C, H, W) or None, attention_mask (B, S) -> logits (B, T, V)."""
+        if pixel_values is None:
+            return self.decoder(input_ids, attention_mask, cache)
+        return self.decoder(embeds=self.embed(input_ids, pixel_values), attention_mask=attention_mask, cache=cache)
+
+    @classmethod
+    def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Llava":
+        """The model of a published config.json (a CLIP image tower and a Llama)."""
+        return cls(LlavaConfig.from_hf(config))
+
+
+HF_NAMES = Names(
+    parts={
+        "vision": ("vision_tower.vision_model.", VISION_NAMES),
+        "projector": ("multi_modal_projector.", [(r"^up\.", "linear_1."), (r"^down\.", "linear_2.")]),
+        "decoder": ("language_model.", DECODER_NAMES),
+    },
+    spellings=[  # transformers 4.52 and later drop or move some prefixes
+        (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
+        (r"^model\.language_model\.", "language_model.model."),
+        (r"^lm_head\.", "language_model.lm_head."),
+        (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
+    ],
+    buffers=("embeddings.position_ids", "rotary_emb.inv_freq"),
+)

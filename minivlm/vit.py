@@ -1,0 +1,225 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"): image -> patch vectors.
+
+Notebook 02. Data: pixel_values (B, C, H, W) -> (B, 1 + N, D), a class vector and one vector for each of the N patches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from minivlm.checkpoints import Names, require
+from minivlm.layers import MLP, Attention, init_weights
+
+
+def to_pixels(
+    images: Sequence[Image.Image],
+    size: tuple[int, int] | None = None,
+    *,
+    mean: Sequence[float] = (0.5, 0.5, 0.5),
+    std: Sequence[float] = (0.5, 0.5, 0.5),
+) -> Tensor:
+    """PIL images of any mode -> pixel_values (B, 3, H, W) = (bytes / 255 - mean) / std.
+
+    ``size`` (H, W) resizes them, bicubic. A camera's EXIF turn is undone, transparency is laid on white,
+    one channel becomes three.
+    """
+    if not images:
+        raise ValueError("no image given")
+    images = [as_rgb(image) for image in images]
+    if size is not None:
+        images = [image.resize((size[1], size[0]), Image.Resampling.BICUBIC) for image in images]
+    if len({image.size for image in images}) != 1:
+        raise ValueError(f"images of one batch need one size, got {sorted({image.size for image in images})}")
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # (B, H, W, 3) bytes
+    return ((pixels / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image, upright and as three channels of 8 bits."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):  # floats in 0..1, or 16 bits a pixel
+        full = 1 if image.mode == "F" else 65535
+        image = Image.fromarray((np.asarray(image) / full * 255).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """Cut images (B, C, H, W) into (B, N, C * p * p), patches in reading order, each flattened as (C, p, p)."""
+    height, width = images.shape[-2:]
+    if height % patch or width % patch:
+        raise ValueError(f"an image of {height} x {width} pixels does not divide into patches of {patch}")
+    grid = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, C, rows, p, columns, p)
+    return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpatchify(patches: Tensor, patch: int, rows: int) -> Tensor:
+    """Undo ``patchify``: (B, N, C * p * p) with N = rows * columns -> (B, C, H, W)."""
+    if patches.shape[1] % rows or patches.shape[2] % patch**2:
+        raise ValueError(f"{tuple(patches.shape)} are no patches of {patch} x {patch} in {rows} rows")
+    grid = patches.unflatten(2, (-1, patch, patch)).unflatten(1, (rows, -1))  # (B, rows, columns, C, p, p)
+    return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
+def sincos_2d(rows: int, columns: int, width: int) -> Tensor:
+    """Fixed 2-D positions (N, D): a quarter of the features each for sin and cos of the row and of the column.
+
+    Chen et al. 2021 (MoCo v3), section 4: 1-D sin-cos of both coordinates, side by side.
+    """
+    if width % 4:
+        raise ValueError(f"2-D sin-cos positions need a width divisible by 4, got {width}")
+    frequency = 10_000.0 ** -(torch.arange(width // 4) / (width // 4))
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [index.flatten()[:, None] * frequency for index in (row, column)]  # (N, D/4) each
+    return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
+
+
+def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Interpolate patch positions (1, N, D) from a grid of ``old`` (rows, columns) to ``new``, bicubic."""
+    if old == new:
+        return positions
+    grid = positions.unflatten(1, old).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+    grid = F.interpolate(grid, size=new, mode="bicubic", align_corners=False)
+    return grid.flatten(2).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    image_size: tuple[int, int]  # (H, W) that the positions are for; other sizes interpolate them
+    patch: int
+    width: int
+    layers: int
+    heads: int
+    hidden: int  # width of the MLP
+    channels: int = 3
+    eps: float = 1e-12
+    act: str = "gelu"
+    bias: bool = True  # of q, k, v
+    classes: int = 0  # above 0: a linear classifier
+    pool: str = "class"  # what it reads: the class token, or the mean of the patches
+    pooler: bool = False  # the published encoder's Linear and tanh on the class token
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch rows and columns."""
+        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+
+
+class EncoderBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): the pre-norm block of ViT (eq. 2 and 3), also CLIP's."""
+
+    def __init__(self, width: int, heads: int, hidden: int, *, eps: float, act: str, bias: bool = True):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps)
+        self.attention = Attention(width, heads, bias=bias)
+        self.norm2 = nn.LayerNorm(width, eps)
+        self.mlp = MLP(width, hidden, act)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), mask)
+        return x + self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module):
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        c = self.config = config
+        if c.pool not in ("class", "mean"):
+            raise ValueError(f"pool must be 'class' or 'mean', got {c.pool!r}")
+        self.patch = nn.Conv2d(c.channels, c.width, c.patch, stride=c.patch)
+        self.class_token = nn.Parameter(torch.empty(1, 1, c.width))
+        self.positions = nn.Parameter(torch.empty(1, 1 + c.grid[0] * c.grid[1], c.width))
+        self.blocks = nn.ModuleList(
+            EncoderBlock(c.width, c.heads, c.hidden, eps=c.eps, act=c.act, bias=c.bias) for _ in range(c.layers)
+        )
+        self.norm = nn.LayerNorm(c.width, c.eps)
+        self.pooler = nn.Linear(c.width, c.width) if c.pooler else None
+        self.classifier = nn.Linear(c.width, c.classes) if c.classes else None
+        self.apply(init_weights)
+        nn.init.normal_(self.class_token, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1 + N, D): class token and patches, with positions (eq. 1)."""
+        c, shape = self.config, tuple(pixel_values.shape)
+        if len(shape) != 4 or shape[1] != c.channels or min(shape[2:]) < c.patch:
+            raise ValueError(f"pixel_values must be (B, {c.channels}, H, W), H and W >= {c.patch}; got {shape}")
+        grid = self.patch(pixel_values)  # (B, D, rows, columns)
+        patches = grid.flatten(2).transpose(1, 2)  # (B, N, D)
+        class_position, positions = self.positions.split([1, c.grid[0] * c.grid[1]], dim=1)
+        patches = patches + resize_positions(positions, c.grid, tuple(grid.shape[-2:]))
+        return torch.cat([(self.class_token + class_position).expand(len(patches), -1, -1), patches], dim=1)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1 + N, D), after the final norm (eq. 4)."""
+        x = self.embed(pixel_values)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def classify(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, classes) logits."""
+        if self.classifier is None:
+            raise ValueError("this ViT has no classifier (classes = 0)")
+        x = self(pixel_values)
+        return self.classifier(x[:, 0] if self.config.pool == "class" else x[:, 1:].mean(dim=1))
+
+    @torch.no_grad()
+    def attention_maps(self, pixel_values: Tensor) -> Tensor:
+        """Who looks at whom in every block: (L, B, h, 1 + N, 1 + N)."""
+        x, maps = self.embed(pixel_values), []
+        for block in self.blocks:
+            maps.append(block.attention.weights(block.norm1(x)))
+            x = block(x)
+        return torch.stack(maps)
+
+    @classmethod
+    def from_hf(cls, config: dict, names: set[str]) -> "ViT":
+        """The model of a published config.json; the weights that are there say which heads it has."""
+        size = config.get("image_size", 224)
+        require(config, "pooler_act", "tanh")
+        return cls(
+            ViTConfig(
+                image_size=(size, size) if isinstance(size, int) else tuple(size),
+                patch=config.get("patch_size", 16),
+                width=config.get("hidden_size", 768),
+                layers=config.get("num_hidden_layers", 12),
+                heads=config.get("num_attention_heads", 12),
+                hidden=config.get("intermediate_size", 3072),
+                channels=config.get("num_channels", 3),
+                eps=config.get("layer_norm_eps", 1e-12),
+                act=config.get("hidden_act", "gelu"),
+                bias=config.get("qkv_bias", True),
+                classes=len(config.get("id2label") or "12") if "classifier.weight" in names else 0,
+                pooler="pooler.dense.weight" in names,
+            )
+        )
+
+
+HF_NAMES = Names(
+    published=[  # our name -> the published one
+        (r"^patch\.", "embeddings.patch_embeddings.projection."),
+        (r"^class_token", "embeddings.cls_token"),
+        (r"^positions", "embeddings.position_embeddings"),
+        (r"^blocks\.", "encoder.layer."),
+        (r"\.attention\.out\.", ".attention.output.dense."),
+        (r"\.attention\.q\.", ".attention.attention.query."),
+        (r"\.attention\.k\.", ".attention.attention.key."),
+        (r"\.attention\.v\.", ".attention.attention.value."),
+        (r"\.norm1\.", ".layernorm_before."),
+        (r"\.norm2\.", ".layernorm_after."),
+        (r"\.mlp\.up\.", ".intermediate.dense."),
+        (r"\.mlp\.down\.", ".output.dense."),
+        (r"^norm\.", "layernorm."),
+        (r"^pooler\.", "pooler.dense."),
+    ],
+    spellings=[(r"^vit\.", "")],  # other published spellings -> the one above
+)
