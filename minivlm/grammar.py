@@ -10,7 +10,7 @@ The size, a label and a motion may stay unsaid; what is said must hold, and ever
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
@@ -207,6 +207,19 @@ def relations(a: Object, b: Object, cell: int) -> list[str]:
     return [relation for relation in RELATIONS if apart[relation] > cell / 2]
 
 
+def main_relations(a: Object, b: Object, cell: int) -> list[str]:
+    """Of the relations of a to b those along the axis of the larger distance in cells: what a speaker would name."""
+    (ax, ay), (bx, by) = a.center, b.center
+    across, down = abs(ax // cell - bx // cell), abs(ay // cell - by // cell)
+    axes = {"left of": across, "right of": across, "above": down, "below": down}
+    return [relation for relation in relations(a, b, cell) if axes[relation] == max(across, down)]
+
+
+def reading_order(objects: Sequence[Object], cell: int) -> list[Object]:
+    """From top to bottom, and from left to right within a row of cells."""
+    return sorted(objects, key=lambda thing: (thing.center[1] // cell, thing.center[0] // cell))
+
+
 def holds(sentence: str, objects: Sequence[Object], cell: int) -> bool:
     """Is the sentence well-formed, true of the objects, and does it account for every one of them?"""
     parsed = parse(sentence)
@@ -247,35 +260,52 @@ def describe_zh(thing: Object, count: int = 1, *, size: bool = True) -> str:
     return words + (f"{_say(CHINESE['size'], thing.size)}的{color}{shape}" if size else f"{color}的{shape}")
 
 
-def captions(objects: Sequence[Object], cell: int) -> tuple[list[str], list[str]]:
-    """All wordings that the dataset uses for a scene, in English and in Chinese, in a fixed order."""
-    if len(objects) == 2 and not _alike(objects):
-        return list(_relation_en(objects, cell)), list(_relation_zh(objects, cell))
+Wordings = tuple[list[str], list[str]]  # plain ones, and variations
+
+
+def wordings_en(objects: Sequence[Object], cell: int) -> Wordings:
+    """English captions that name the objects in the given order: the plain ones, and variations of them."""
+    if not _alike(objects):
+        a, b = objects
+        said = [
+            [f"{describe_en(a)} {word} {describe_en(b)}" for word in words] for words in _words(ENGLISH, a, b, cell)
+        ]
+        plain = [first for first, *_ in said]
+        return plain, [text for _, *rest in said for text in rest] + [f"there is {text}" for text in plain]
     thing, count = objects[0], len(objects)
-    sizes = (True,) if count == 1 else (True, False)
     opening = "there is" if count == 1 else "there are"
-    english = [start + describe_en(thing, count, size=size) for size in sizes for start in ("", opening + " ")]
-    chinese = [start + describe_zh(thing, count, size=size) for size in sizes for start in ("", "图中有")]
+    sized, short = (describe_en(thing, count, size=size) for size in (True, False))
+    return [sized], [f"{opening} {sized}"] + [short, f"{opening} {short}"] * (count > 1)
+
+
+def wordings_zh(objects: Sequence[Object], cell: int) -> Wordings:
+    """The same in Chinese."""
+    if not _alike(objects):
+        a, b = objects
+        said = [
+            [f"{describe_zh(a)}在{describe_zh(b)}的{word}" for word in words] for words in _words(CHINESE, a, b, cell)
+        ]
+        return [first for first, *_ in said], [text for _, *rest in said for text in rest]
+    sized, short = (describe_zh(objects[0], len(objects), size=size) for size in (True, False))
+    return [sized], [f"图中有{sized}"] + [short, f"图中有{short}"] * (len(objects) > 1)
+
+
+def _words(language: dict, a: Object, b: Object, cell: int) -> list[list[str]]:
+    """For each main relation of a to b the words for it, the plainest first."""
+    table = language["relation"]
+    return [[word for word in table if table[word] == relation] for relation in main_relations(a, b, cell)]
+
+
+def captions(objects: Sequence[Object], cell: int) -> tuple[list[str], list[str]]:
+    """All wordings that the dataset uses for a scene, in English and in Chinese."""
+    orders = [objects] if _alike(objects) else list(permutations(objects))
+    found = ([wordings(order, cell) for order in orders] for wordings in (wordings_en, wordings_zh))
+    english, chinese = ([text for plain, varied in language for text in plain + varied] for language in found)
     return english, chinese
 
 
 def _alike(objects: Sequence[Object]) -> bool:
     return len({(thing.color, thing.shape, thing.size, thing.text, thing.motion) for thing in objects}) == 1
-
-
-def _relation_en(objects: Sequence[Object], cell: int) -> Iterator[str]:
-    for a, b in permutations(objects):
-        for relation in relations(a, b, cell):
-            words = [word for word, means in ENGLISH["relation"].items() if means == relation]
-            yield from (f"{describe_en(a)} {word} {describe_en(b)}" for word in words)
-            yield f"there is {describe_en(a)} {words[0]} {describe_en(b)}"
-
-
-def _relation_zh(objects: Sequence[Object], cell: int) -> Iterator[str]:
-    for a, b in permutations(objects):
-        for relation in relations(a, b, cell):
-            words = [word for word, means in CHINESE["relation"].items() if means == relation]
-            yield from (f"{describe_zh(a)}在{describe_zh(b)}的{word}" for word in words)
 
 
 def questions(objects: Sequence[Object], cell: int) -> list[Question]:

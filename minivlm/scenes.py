@@ -119,15 +119,26 @@ def sample(n: int, seed: int, split: str = "train", **options) -> list[Scene]:
     scenes = []
     while len(scenes) < n:
         objects, shifts = _draw(rng, split, o)
-        english, chinese = (rng.choice(wordings) for wordings in grammar.captions(objects, o.cell))
+        english, chinese = _say(rng, objects, o.cell)
         if split != "composition" and split_of(objects) != split:
             continue
         if noise_rng.random() < o.noise:
             while grammar.holds(english, objects, o.cell):
-                english, chinese = (words[0] for words in grammar.captions(_draw(noise_rng, split, o)[0], o.cell))
+                english, chinese = _say(noise_rng, _draw(noise_rng, split, o)[0], o.cell)
         images = tuple(render(objects, (o.columns * o.cell, o.rows * o.cell), shift) for shift in shifts)
         scenes.append(Scene(objects, english, chinese, images[0], o.cell, images if o.frames > 1 else ()))
     return scenes
+
+
+def _say(rng: Random, objects: Sequence[Object], cell: int) -> tuple[str, str]:
+    """A caption in English and in Chinese: three times out of four in reading order, and as often plain."""
+    order = grammar.reading_order(objects, cell)
+    if rng.random() < 0.25:
+        order.reverse()
+    plain = rng.random() < 0.75
+    wordings = (grammar.wordings_en(order, cell), grammar.wordings_zh(order, cell))
+    english, chinese = (rng.choice(language[0] if plain else language[1]) for language in wordings)
+    return english, chinese
 
 
 def split_of(objects: Sequence[Object]) -> str:
@@ -147,7 +158,7 @@ def _draw(rng: Random, split: str, o: Options) -> tuple[tuple[Object, ...], list
         pairs = tuple(pair for pair in pairs if pair[1] in ("circle", "square"))
     if o.frames > 1:
         return _draw_moving(rng, pairs, o)
-    kind = rng.choice(("single", "pair", "pair", "alike"))
+    kind = rng.choice(("single", "pair", "pair", "pair", "alike"))
     count = {"single": 1, "pair": 2, "alike": rng.randint(2, 4)}[kind]
     chosen = rng.sample(pairs, 2) if kind == "pair" else [rng.choice(pairs)] * count
     size = rng.choice(SIZES)
