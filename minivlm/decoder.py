@@ -146,10 +146,12 @@ class Decoder(nn.Module):
         *,
         embeds: Tensor | None = None,
         mask: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Ids (B, T), or embeddings (B, T, D) in their stead, -> logits (B, T, V).
 
         attention_mask: (B, S) of 1 (token) and 0 (padding), S = cached + T. mask: (T, S) in place of the causal one.
+        positions: (T,) in place of cached, cached + 1, ...
         """
         x = self.embed(input_ids) if embeds is None else embeds
         past, length = cache.length if cache else 0, x.shape[1]
@@ -160,7 +162,8 @@ class Decoder(nn.Module):
                 raise ValueError(f"attention_mask must be {(len(x), past + length)}, got {tuple(attention_mask.shape)}")
             mask = mask & padding(attention_mask)  # (B, 1, T, S)
         d = self.config.head_dim or self.config.width // self.config.heads
-        rotary = rotary_tables(torch.arange(past, past + length, device=x.device), d, self.config.theta)
+        positions = torch.arange(past, past + length) if positions is None else positions
+        rotary = rotary_tables(positions.to(x.device), d, self.config.theta)
         for block in self.blocks:
             x = block(x, mask, rotary, cache)
         return self.head(self.norm(x))

@@ -29,10 +29,10 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in hidden if weight.requires_grad and weight not in embeddings]
 
 
-def schedule(step: int, steps: int, warmup: float = 0.05) -> float:
-    """The share of the learning rate at a step: linear warm-up, then linear decay to zero."""
+def schedule(step: int, steps: int, warmup: float = 0.05, decay: float = 0.6) -> float:
+    """The share of the learning rate at a step: a linear rise, a plateau, a linear fall to zero over ``decay``."""
     rise = max(1, round(warmup * steps))
-    return min((step + 1) / rise, (steps - step) / max(1, steps - rise))
+    return min(1.0, (step + 1) / rise, (steps - step) / (decay * steps))
 
 
 def minibatches(*tensors: Tensor, batch_size: int, seed: int = 0) -> Iterator[tuple[Tensor, ...]]:

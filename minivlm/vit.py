@@ -69,14 +69,15 @@ def unpatchify(patches: Tensor, patch: int, rows: int) -> Tensor:
     return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
-def sincos_2d(rows: int, columns: int, width: int) -> Tensor:
+def sincos_2d(rows: int, columns: int, width: int, theta: float = 10_000.0) -> Tensor:
     """Fixed 2-D positions (N, D): a quarter of the features each for sin and cos of the row and of the column.
 
-    Chen et al. 2021 (MoCo v3), section 4: 1-D sin-cos of both coordinates, side by side.
+    Chen et al. 2021 (MoCo v3), section 4: 1-D sin-cos of both coordinates, side by side. ``theta`` is the longest
+    wavelength over 2 pi; a grid of four columns needs no more than 10.
     """
     if width % 4:
         raise ValueError(f"2-D sin-cos positions need a width divisible by 4, got {width}")
-    frequency = 10_000.0 ** -(torch.arange(width // 4) / (width // 4))
+    frequency = theta ** -(torch.arange(width // 4) / (width // 4))
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = [index.flatten()[:, None] * frequency for index in (row, column)]  # (N, D/4) each
     return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)

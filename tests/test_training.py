@@ -131,7 +131,8 @@ def test_the_schedule_rises_then_falls_to_almost_nothing():
     values = [schedule(step, 100) for step in range(100)]
     assert max(values) == 1 and values[0] == pytest.approx(0.2)
     assert values[:5] == sorted(values[:5]) and values[5:] == sorted(values[5:], reverse=True)
-    assert 0 < values[-1] < 0.02
+    assert values[5:40] == [1] * 35
+    assert 0 < values[-1] < 0.02 and values[-1] == pytest.approx(1 / 60)
     assert schedule(0, 1) == 1
 
 
