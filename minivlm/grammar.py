@@ -1,4 +1,4 @@
-"""What can be said about a scene, and whether it is true: captions, a parser, a verifier, questions.
+"""What can be said about a scene, and whether it is true: captions, a parser, a verifier.
 
 The grammar, in English and in Chinese, over objects with a shape, a colour and a size:
 
@@ -11,7 +11,7 @@ The size, a label and a motion may stay unsaid; what is said must hold, and ever
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations
 
 SHAPES = ("circle", "square", "triangle", "star", "cross")
@@ -54,17 +54,6 @@ class Phrase:
         said = [(self.color, thing.color), (self.shape, thing.shape), (self.size, thing.size)]
         said += [(self.text, thing.text), (self.motion, thing.motion)]
         return all(word is None or word == fact for word, fact in said)
-
-
-@dataclass(frozen=True)
-class Question:
-    text: str
-    answers: tuple[str, ...]  # every admissible one, the plainest first
-    kind: str  # colour, shape, size, count, relation, yes/no
-
-    @property
-    def answer(self) -> str:
-        return self.answers[0]
 
 
 # word -> meaning; of several words for a meaning the first is the plainest
@@ -111,7 +100,7 @@ def _one_of(words) -> str:
 
 def _english_pattern() -> str:
     table = {key: _one_of(words) for key, words in ENGLISH.items()}
-    shapes = _one_of([*SHAPES, *(_plural(shape) for shape in SHAPES)])
+    shapes = _one_of([*SHAPES, *(plural(shape) for shape in SHAPES)])
     return (
         rf"(?P<count>{table['count']}) (?:(?P<size>{table['size']}) )?(?P<color>{table['color']}) (?P<shape>{shapes})"
         rf"(?: labelled (?P<text>\w+))?"
@@ -127,7 +116,8 @@ def _chinese_pattern() -> str:
     )
 
 
-def _plural(shape: str) -> str:
+def plural(shape: str) -> str:
+    """ "star" -> "stars"."""
     return ENGLISH["plural"].get(shape, shape + "s")
 
 
@@ -143,7 +133,7 @@ def _phrase(match: re.Match, language: dict) -> Phrase | None:
     word = match.groupdict()
     count, shape, motion = language["count"][word["count"]], word["shape"], word["motion"]
     if language is ENGLISH:
-        singular = {shape: shape for shape in SHAPES} if count == 1 else {_plural(shape): shape for shape in SHAPES}
+        singular = {shape: shape for shape in SHAPES} if count == 1 else {plural(shape): shape for shape in SHAPES}
         if shape not in singular:
             return None
         shape = singular[shape]
@@ -239,7 +229,7 @@ def holds(sentence: str, objects: Sequence[Object], cell: int) -> bool:
 def describe_en(thing: Object, count: int = 1, *, size: bool = True, article: str = "a") -> str:
     """The noun phrase of an object (or of ``count`` alike): "a small red circle", "three green stars"."""
     words = [article if count == 1 else COUNTS[count], thing.size if size else "", thing.color]
-    words.append(thing.shape if count == 1 else _plural(thing.shape))
+    words.append(thing.shape if count == 1 else plural(thing.shape))
     words.append(f"labelled {thing.text}" if thing.text else "")
     words.append(f"moving {' then '.join(thing.motion)}" if thing.motion else "")
     return " ".join(word for word in words if word)
@@ -265,7 +255,7 @@ Wordings = tuple[list[str], list[str]]  # plain ones, and variations
 
 def wordings_en(objects: Sequence[Object], cell: int) -> Wordings:
     """English captions that name the objects in the given order: the plain ones, and variations of them."""
-    if not _alike(objects):
+    if not alike(objects):
         a, b = objects
         said = [
             [f"{describe_en(a)} {word} {describe_en(b)}" for word in words] for words in _words(ENGLISH, a, b, cell)
@@ -280,7 +270,7 @@ def wordings_en(objects: Sequence[Object], cell: int) -> Wordings:
 
 def wordings_zh(objects: Sequence[Object], cell: int) -> Wordings:
     """The same in Chinese."""
-    if not _alike(objects):
+    if not alike(objects):
         a, b = objects
         said = [
             [f"{describe_zh(a)}在{describe_zh(b)}的{word}" for word in words] for words in _words(CHINESE, a, b, cell)
@@ -298,66 +288,12 @@ def _words(language: dict, a: Object, b: Object, cell: int) -> list[list[str]]:
 
 def captions(objects: Sequence[Object], cell: int) -> tuple[list[str], list[str]]:
     """All wordings that the dataset uses for a scene, in English and in Chinese."""
-    orders = [objects] if _alike(objects) else list(permutations(objects))
+    orders = [objects] if alike(objects) else list(permutations(objects))
     found = ([wordings(order, cell) for order in orders] for wordings in (wordings_en, wordings_zh))
     english, chinese = ([text for plain, varied in language for text in plain + varied] for language in found)
     return english, chinese
 
 
-def _alike(objects: Sequence[Object]) -> bool:
+def alike(objects: Sequence[Object]) -> bool:
+    """Do all objects look the same, wherever they are?"""
     return len({(thing.color, thing.shape, thing.size, thing.text, thing.motion) for thing in objects}) == 1
-
-
-def questions(objects: Sequence[Object], cell: int) -> list[Question]:
-    """Questions about colour, shape, size, count and relation that have one answer (or several listed ones)."""
-    distinct = [objects[0]] if _alike(objects) else list(objects)
-    asked = [Question("how many objects are there?", (COUNTS[len(objects)],), "count")]
-    for thing in distinct:
-        others = [other for other in distinct if other is not thing]
-        if all(other.shape != thing.shape for other in others):
-            verb, noun = ("is", thing.shape) if len(objects) == len(distinct) else ("are", _plural(thing.shape))
-            asked.append(Question(f"what colour {verb} the {noun}?", (thing.color,), "colour"))
-            asked.append(Question(f"what size {verb} the {noun}?", (thing.size,), "size"))
-        if all(other.color != thing.color for other in others):
-            noun = "object" if len(objects) == len(distinct) else "objects"
-            verb = "is" if noun == "object" else "are"
-            asked.append(Question(f"what shape {verb} the {thing.color} {noun}?", (thing.shape,), "shape"))
-    if len(distinct) == 2:
-        for a, b in permutations(distinct):
-            answers = tuple(f"{relation} {describe_en(b, article='the')}" for relation in relations(a, b, cell))
-            asked.append(Question(f"where is {describe_en(a, article='the')}?", answers, "relation"))
-    return asked
-
-
-def probes(objects: Sequence[Object], cell: int) -> list[Question]:
-    """Yes/no questions in pairs, a true one and the same with one word made false: as many "yes" as "no"."""
-    asked = []
-    for thing in [objects[0]] if _alike(objects) else objects:
-        absent_color = next(c for c in _after(COLORS, thing.color) if all(o.color != c for o in objects))
-        absent_shape = next(s for s in _after(SHAPES, thing.shape) if all(o.shape != s for o in objects))
-        asked += [
-            (f"is there {describe_en(thing)}?", True),
-            (f"is there {describe_en(replace(thing, color=absent_color))}?", False),
-            (f"is there {describe_en(thing, size=False)}?", True),
-            (f"is there {describe_en(replace(thing, shape=absent_shape), size=False)}?", False),
-        ]
-    if len(objects) == 2 and not _alike(objects):
-        a, b = (describe_en(thing, size=False, article="the") for thing in objects)
-        if a != b:
-            for relation in relations(*objects, cell):
-                asked += [(f"is {a} {relation} {b}?", True), (f"is {a} {OPPOSITE[relation]} {b}?", False)]
-    count, wrong = len(objects), len(objects) % 4 + 1
-    for number in (count, wrong):
-        asked.append(
-            (
-                f"{'is' if number == 1 else 'are'} there {COUNTS[number]} object{'s' * (number > 1)}?",
-                number == count,
-            )
-        )
-    return [Question(text, ("yes" if truth else "no",), "yes/no") for text, truth in asked]
-
-
-def _after(values: Sequence[str], value: str) -> list[str]:
-    """The values in order, starting behind the given one."""
-    start = values.index(value) + 1
-    return [*values[start:], *values[: start - 1]]

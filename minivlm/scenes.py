@@ -2,7 +2,7 @@
 
 A scene is one object, two different objects in a relation, or two to four alike, on a grid of cells of 16 pixels.
 ``sample`` draws as many as wanted from an endless stream; the files in data/scenes are the head of each stream.
-The grammar of what is said about a scene is in grammar.py.
+What can be said about a scene is in grammar.py, what can be asked in questions.py.
 """
 
 import json
@@ -17,8 +17,9 @@ from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
 
-from minivlm import grammar
-from minivlm.grammar import COLORS, DIRECTIONS, SHAPES, SIZES, Object, Question
+from minivlm import grammar, questions
+from minivlm.grammar import COLORS, DIRECTIONS, SHAPES, SIZES, Object
+from minivlm.questions import Question
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "scenes"
 SPLITS = {"train": 2000, "val": 250, "test": 250, "composition": 250}  # scenes on disk
@@ -67,12 +68,12 @@ class Scene:
     @property
     def questions(self) -> list[Question]:
         """Questions about colour, shape, size, count and relation."""
-        return grammar.questions(self.objects, self.cell)
+        return questions.questions(self.objects, self.cell)
 
     @property
     def probes(self) -> list[Question]:
         """Yes/no questions, as many with "yes" as with "no"."""
-        return grammar.probes(self.objects, self.cell)
+        return questions.probes(self.objects, self.cell)
 
 
 def is_true(caption: str, scene: Scene) -> bool:
@@ -268,7 +269,7 @@ def save(scenes: Sequence[Scene], folder: Path) -> None:
     for i, scene in enumerate(scenes):
         name = f"{i:05d}.png"
         scene.image.save(folder / name, optimize=True)
-        asked = [asdict(question) for question in scene.questions + scene.probes]
+        asked = [asdict(asked) for asked in scene.questions + scene.probes]
         row = {
             "file_name": name,
             "caption": scene.caption,

@@ -33,7 +33,7 @@ CONCEPTS = [
     ("qwen2_vl",),
 ]
 SHARED = {
-    *("layers", "masks", "rope", "decoder", "scenes", "grammar", "training", "generation", "plotting"),
+    *("layers", "masks", "rope", "decoder", "scenes", "grammar", "questions", "training", "generation", "plotting"),
     *("checkpoints", "__init__"),
 }
 FREE = {"pretrained", "captioner", "__main__"}  # import anything, and no other module imports them
