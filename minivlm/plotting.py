@@ -130,7 +130,7 @@ def show_images(
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(size * columns, (size + 0.17 * lines) * rows),
+        figsize=(size * columns, (size + 0.19 * lines) * rows + 0.1),
         squeeze=False,
         layout="constrained",
     )

@@ -25,7 +25,7 @@ DATA = Path(__file__).resolve().parent.parent / "data" / "scenes"
 SPLITS = {"train": 2000, "val": 250, "test": 250, "composition": 250}  # scenes on disk
 PALETTE = {  # distinguishable with normal vision and with each of the three dichromacies
     "red": (200, 16, 46),
-    "yellow": (245, 223, 48),
+    "yellow": (226, 178, 0),
     "green": (0, 168, 120),
     "blue": (0, 87, 184),
     "purple": (199, 124, 219),
