@@ -1,0 +1,105 @@
+"""The toy captioner and the command line around it."""
+
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from minivlm import __main__ as command
+from minivlm import scenes
+from minivlm.captioner import Captioner, pixels, train_captioner
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Captioner, dict]:
+    return train_captioner(scene_count=600, steps=60)
+
+
+def test_a_short_training_learns_to_speak_the_grammar(trained):
+    captioner, history = trained
+    assert history["loss"][0] > 4 and sum(history["loss"][-5:]) / 5 < 1
+    held_out = scenes.load("test")[:40]
+    said = captioner.caption([scene.image for scene in held_out])
+    from minivlm.grammar import parse
+
+    assert sum(parse(text) is not None for text in said) >= 30
+
+
+def test_the_loss_is_that_of_the_caption_and_its_end_alone(trained):
+    captioner, _ = trained
+    model, batch = captioner.model, scenes.sample(6, 9)
+    ids, images = captioner.sequences([s.caption for s in batch]), pixels([s.image for s in batch])
+    end, pad = (captioner.tokenizer.special_tokens[name] for name in ("<|end|>", "<|pad|>"))
+    with torch.no_grad():
+        log_p = model(ids, images).log_softmax(-1)
+        terms = []
+        for row, scene in enumerate(batch):
+            text = [*captioner.tokenizer.encode(scene.caption), end]
+            assert ids[row, 16 : 16 + len(text)].tolist() == text
+            assert set(ids[row, 16 + len(text) :].tolist()) <= {pad}
+            terms += [-log_p[row, 15 + i, token].item() for i, token in enumerate(text)]
+        assert captioner.loss(model, (ids, images)).item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+
+
+def test_a_saved_captioner_says_the_same(trained, tmp_path):
+    captioner, _ = trained
+    captioner.save(tmp_path)
+    images = [scene.image for scene in scenes.load("val")[:20]]
+    assert Captioner.load(tmp_path).caption(images) == captioner.caption(images)
+
+
+def test_the_same_seed_trains_the_same_captioner():
+    states = [train_captioner(scene_count=200, steps=3)[0].model.state_dict() for _ in range(2)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_pictures_of_any_shape_are_padded_to_a_square_and_an_empty_one_is_zero():
+    blank = Image.new("RGB", (300, 40), scenes.BACKGROUND)
+    assert pixels([blank, blank.resize((64, 64)), blank.convert("RGBA")]).shape == (3, 3, 64, 64)
+    assert pixels([blank]).abs().max() < 1e-6
+
+
+def test_caption_reads_good_files_and_names_broken_ones_in_one_line(trained, tmp_path, monkeypatch, capsys):
+    trained[0].save(tmp_path / "captioner")
+    monkeypatch.setattr(command, "FOLDER", tmp_path / "captioner")
+    picture = scenes.load("test")[0].image
+    good = [tmp_path / name for name in ("a.png", "b.jpg", "c d.gif", "e.tiff")]
+    for path, mode in zip(good, ("RGBA", "L", "P", "RGB"), strict=True):
+        picture.convert(mode).resize((90, 50)).save(path)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(good[0].read_bytes()[:60])
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    paths = [good[0], broken, good[1], tmp_path / "missing.png", text, tmp_path, *good[2:]]
+    assert command.main(["caption", *map(str, paths)]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split(": ")[0] for line in out.splitlines()] == [str(path) for path in good]
+    assert len(err.splitlines()) == 4
+    for path, line in zip([broken, tmp_path / "missing.png", text, tmp_path], err.splitlines(), strict=True):
+        assert line.startswith(str(path)) and "not a picture" in line
+
+
+def test_caption_without_a_captioner_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "FOLDER", tmp_path / "none")
+    assert command.main(["caption", "a.png"]) == 2
+    assert "train one: python -m minivlm" in capsys.readouterr().err
+
+
+def test_the_demo_reports_both_splits_and_leaves_checkpoint_and_figure(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "FOLDER", tmp_path / "captioner")
+    monkeypatch.setattr(command, "train_captioner", lambda: trained)
+    assert command.main([]) == 0
+    out = capsys.readouterr().out
+    for words in ("test (", "composition (", "of 250 captions true", "another scene's caption", "notebooks/01_bpe"):
+        assert words in out
+    with Image.open(tmp_path / "captioner" / "captions.png") as figure:
+        assert figure.width > 600
+    assert Captioner.load(tmp_path / "captioner").config == trained[0].config
+
+
+def test_help_names_the_commands(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["minivlm"])
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    assert "caption" in capsys.readouterr().out
