@@ -160,7 +160,7 @@ BREAKS = [
     (checks.check_source, "silenced", append_source("draw", '\nwarnings.simplefilter("ignore")')),
     (checks.check_source, "svg", append_source("draw", "\nplt.savefig('a.svg')")),
     (checks.check_source, "marker", append_source("draw", "\n# NBVAL_IGNORE_OUTPUT")),
-    (checks.check_source, "absolute path", append_source("draw", "\nopen('/work/x')")),
+    (checks.check_source, "absolute path", append_source("draw", "\nopen('/home/x')")),
     (checks.check_source, "absolute path", append_source("title", "\nIt lies in /root/x.")),
     (checks.check_markdown, "<image>", append_source("title", "\nThe <image> token.")),
     (checks.check_markdown, "<s>", append_source("title", "\nIt begins with <s>.")),
