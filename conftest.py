@@ -21,3 +21,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Unit tests first: they are quick, and say more precisely what is wrong."""
     items.sort(key=lambda item: item.path.suffix == ".ipynb")  # stable, so cells stay in order
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Every test draws the same random numbers, whichever tests ran before it."""
+    import torch
+
+    torch.manual_seed(0)

@@ -21,7 +21,7 @@ FOLDER = Path("runs/captioner")
 
 def demo() -> None:
     """Train, judge on both held-out splits, show, save."""
-    torch.set_num_threads(1)  # as fast as two for a model this small, and the same figures everywhere
+    torch.set_num_threads(1)  # sums depend on the number of threads: with one, a run repeats on the same machine
     print("A vision-language model from scratch: image tower, projector, language model.")
     print("Drawing 8,000 training scenes, then training on one core for about a minute ...")
     start = time.perf_counter()

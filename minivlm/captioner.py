@@ -58,8 +58,8 @@ def pixels(images: Sequence[Image.Image]) -> Tensor:
 def start_small(model: Llava) -> None:
     """Where the toy starts from: small weights, and positions that are a map of the image.
 
-    Positions are learned, but they start as 2-D sin-cos in a few of the features: large enough to be read from
-    the first step, and out of the way of what is in the patch.
+    Positions are learned, but they start as 2-D sin-cos, in a few of the features and large: notebook 02, section
+    4.2, measures that positions which are small beside the pixels are not read in a short training.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
