@@ -4,6 +4,7 @@ Data: token ids (B, T) or their embeddings (B, T, D) -> logits (B, T, V).
 Pre-norm blocks of RMSNorm, rotary positions, grouped-query attention (Ainslie et al. 2023) and SwiGLU, no biases.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -139,6 +140,12 @@ class Decoder(nn.Module):
         return self.embedding(input_ids)
 
     def forward(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *args, **options
+    ) -> Tensor:
+        """As ``states``, -> logits (B, T, V)."""
+        return self.head(self.states(input_ids, attention_mask, *args, **options))
+
+    def states(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -147,11 +154,12 @@ class Decoder(nn.Module):
         embeds: Tensor | None = None,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
+        before_block: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Ids (B, T), or embeddings (B, T, D) in their stead, -> logits (B, T, V).
+        """Ids (B, T), or embeddings (B, T, D) in their stead, -> the states after the final norm (B, T, D).
 
-        attention_mask: (B, S) of 1 (token) and 0 (padding), S = cached + T. mask: (T, S) in place of the causal one.
-        positions: (T,) in place of cached, cached + 1, ...
+        attention_mask: (B, S) of 1 (token) and 0 (padding), S = cached + T. mask: (..., T, S) in place of the causal
+        one. positions: (T,) or (B, T) in place of cached, cached + 1, ... before_block(i, x): what block i gets for x.
         """
         x = self.embed(input_ids) if embeds is None else embeds
         past, length = cache.length if cache else 0, x.shape[1]
@@ -163,10 +171,11 @@ class Decoder(nn.Module):
             mask = mask & padding(attention_mask)  # (B, 1, T, S)
         d = self.config.head_dim or self.config.width // self.config.heads
         positions = torch.arange(past, past + length) if positions is None else positions
+        positions = positions[:, None] if positions.ndim == 2 else positions  # (B, 1, T): the same for every head
         rotary = rotary_tables(positions.to(x.device), d, self.config.theta)
-        for block in self.blocks:
-            x = block(x, mask, rotary, cache)
-        return self.head(self.norm(x))
+        for i, block in enumerate(self.blocks):
+            x = block(before_block(i, x) if before_block else x, mask, rotary, cache)
+        return self.norm(x)
 
 
 DECODER_NAMES = [  # our name -> the published one, within the language model

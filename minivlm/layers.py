@@ -65,26 +65,31 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 class Attention(nn.Module):
-    """Multi-head attention with learned q, k, v and output projections (Vaswani et al. 2017, section 3.2.2)."""
+    """Multi-head attention with learned q, k, v and output projections (Vaswani et al. 2017, section 3.2.2).
 
-    def __init__(self, width: int, heads: int, *, bias: bool = True):
+    With a ``memory`` it is cross-attention: the queries come from x, keys and values from the memory.
+    """
+
+    def __init__(self, width: int, heads: int, *, bias: bool = True, memory_width: int | None = None):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} does not divide into {heads} heads")
         self.heads = heads
         self.q = nn.Linear(width, width, bias=bias)
-        self.k = nn.Linear(width, width, bias=bias)
-        self.v = nn.Linear(width, width, bias=bias)
+        self.k = nn.Linear(memory_width or width, width, bias=bias)
+        self.v = nn.Linear(memory_width or width, width, bias=bias)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, T, D), mask broadcastable to (B, h, T, T) -> (B, T, D)."""
-        q, k, v = (split_heads(project(x), self.heads) for project in (self.q, self.k, self.v))  # (B, h, T, d)
+    def forward(self, x: Tensor, mask: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
+        """x (B, T, D), mask broadcastable to (B, h, T, S), memory (B, S, memory width) or None for x -> (B, T, D)."""
+        memory = x if memory is None else memory
+        q = split_heads(self.q(x), self.heads)  # (B, h, T, d)
+        k, v = (split_heads(project(memory), self.heads) for project in (self.k, self.v))  # (B, h, S, d)
         return self.out(merge_heads(attend(q, k, v, mask)))
 
-    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Who looks at whom: (B, h, T, T)."""
-        q, k = (split_heads(project(x), self.heads) for project in (self.q, self.k))
+    def weights(self, x: Tensor, mask: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
+        """Who looks at whom: (B, h, T, S)."""
+        q, k = (split_heads(t, self.heads) for t in (self.q(x), self.k(x if memory is None else memory)))
         return attention_weights(q, k, mask)
 
 

@@ -13,6 +13,7 @@ from minivlm.checkpoints import Names, require
 from minivlm.clip import VISION_NAMES, ClipVision, ClipVisionConfig
 from minivlm.decoder import DECODER_NAMES, Decoder, DecoderConfig, KVCache
 from minivlm.layers import MLP, init_weights
+from minivlm.multimodal import splice
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,9 @@ class Llava(nn.Module):
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
         """(B, T) and (M, C, H, W) -> (B, T, D): text embeddings, with the image vectors at the placeholders."""
-        placeholder = input_ids == self.config.image_token_id  # (B, T)
-        need, per_row = len(pixel_values) * self.image_tokens, placeholder.sum(dim=1)
-        if per_row.sum() != need or (per_row % self.image_tokens).any():
-            raise ValueError(
-                f"{len(pixel_values)} images take {need} placeholders (id {self.config.image_token_id}), "
-                f"{self.image_tokens} each; the rows of input_ids hold {per_row.tolist()}"
-            )
-        embeds = self.decoder.embed(input_ids.masked_fill(placeholder, 0))  # the id may lie outside the table
-        return embeds.masked_scatter(placeholder[..., None], self.encode_images(pixel_values))
+        places = input_ids == self.config.image_token_id  # (B, T)
+        embeds = self.decoder.embed(input_ids.masked_fill(places, 0))  # the id may lie outside the table
+        return splice(embeds, places, self.encode_images(pixel_values))
 
     def forward(
         self,
@@ -91,6 +86,11 @@ class Llava(nn.Module):
     ) -> Tensor:
         """Ids (B, T), images (M, C, H, W) or None, attention_mask (B, S) -> logits (B, T, V)."""
         if pixel_values is None:
+            fresh = cache is None or cache.length == 0  # later, a placeholder can only be a token that was generated
+            if fresh and (input_ids == self.config.image_token_id).any():
+                raise ValueError(
+                    f"input_ids hold placeholders (id {self.config.image_token_id}), but no image is given"
+                )
             return self.decoder(input_ids, attention_mask, cache)
         return self.decoder(embeds=self.embed(input_ids, pixel_values), attention_mask=attention_mask, cache=cache)
 

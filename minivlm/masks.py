@@ -41,3 +41,24 @@ def padding(attention_mask: Tensor) -> Tensor:
     if not values <= {0, 1}:
         raise ValueError(f"attention_mask must hold 0 and 1 only, got {sorted(values)}")
     return attention_mask.bool()[:, None, None, :]
+
+
+def segments(segment_ids: Tensor) -> Tensor:
+    """Packing: a position sees its own segment alone: segment numbers (B, T) -> (B, 1, T, T); ``& causal(T)``.
+
+    Several short examples then fill one row without seeing each other (Raffel et al. 2020, section 3.1.1).
+    """
+    if segment_ids.ndim != 2:
+        raise ValueError(f"segment_ids must be (B, T), got shape {tuple(segment_ids.shape)}")
+    return (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+
+
+def cross(query_image: Tensor, key_image: Tensor) -> Tensor:
+    """Cross-attention to one image: query_image (T,) and key_image (S,), numbers of images -> (T, S).
+
+    In Flamingo (Alayrac et al. 2022, section 2.3) a token's image is the last one before it: the running count of
+    image marks in the text. A token before any image has number 0, sees no key, and its attention is zero.
+    """
+    if query_image.ndim != 1 or key_image.ndim != 1:
+        raise ValueError(f"need (T,) and (S,), got {tuple(query_image.shape)} and {tuple(key_image.shape)}")
+    return query_image[:, None] == key_image[None, :]

@@ -33,7 +33,8 @@ CONCEPTS = [
     ("qwen2_vl",),
 ]
 SHARED = {
-    *("layers", "masks", "rope", "decoder", "scenes", "grammar", "questions", "training", "generation", "plotting"),
+    *("layers", "masks", "rope", "decoder", "training", "generation", "plotting"),
+    *("scenes", "grammar", "questions", "reading"),
     *("checkpoints", "__init__"),
 }
 FREE = {"pretrained", "captioner", "__main__"}  # import anything, and no other module imports them
