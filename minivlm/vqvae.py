@@ -19,6 +19,8 @@ from minivlm.scenes import BACKGROUND
 from minivlm.training import fit, minibatches
 from minivlm.vit import to_pixels
 
+TINY = 1e-12  # added to the weights of a random choice, which must not all be zero
+
 
 @dataclass(frozen=True)
 class VQVAEConfig:
@@ -34,7 +36,7 @@ class VQVAEConfig:
     ema: bool = True  # codes follow moving averages; False: the codebook loss moves them
     decay: float = 0.99  # of the moving averages, a step
     epsilon: float = 1e-5  # of the Laplace smoothing
-    restart: float = 0.0  # a code with a smaller average count (vectors a batch) moves to a vector of the batch
+    restart: float = 0.0  # a code with a smaller average count (vectors a batch) moves to a vector without a near code
 
     @property
     def stride(self) -> int:
@@ -56,17 +58,12 @@ def kmeans(vectors: Tensor, k: int, *, rounds: int = 10, seed: int = 0) -> Tenso
     generator = torch.Generator().manual_seed(seed)
     centres = vectors[torch.randint(len(vectors), (1,), generator=generator)]
     for _ in range(k - 1):
-        distance = torch.cdist(vectors, centres).amin(1).pow(2)
-        centres = torch.cat([centres, vectors[pick(distance, 1, generator)]])
+        distance = torch.cdist(vectors, centres).amin(1).pow(2) + TINY
+        centres = torch.cat([centres, vectors[torch.multinomial(distance, 1, generator=generator)]])
     for _ in range(rounds):
         counts, sums = tally(vectors, nearest(vectors, centres), k)
         centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
     return centres
-
-
-def pick(weights: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """n random rows, drawn in proportion to their weights (N,), with replacement."""
-    return torch.multinomial(weights + 1e-12, n, replacement=True, generator=generator)
 
 
 def tally(vectors: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -113,8 +110,8 @@ class Quantizer(nn.Module):
             self.codebook.copy_(self.sums / smooth[:, None])
         dead = (self.counts < c.restart).nonzero()[:, 0]
         if len(dead):
-            error = (vectors - self.codebook[nearest(vectors, self.codebook)]).pow(2).sum(1)
-            self.place(dead, vectors[pick(error, len(dead))])
+            error = (vectors - self.codebook[nearest(vectors, self.codebook)]).pow(2).sum(1) + TINY
+            self.place(dead, vectors[torch.multinomial(error, len(dead), replacement=True)])
 
     @torch.no_grad()
     def place(self, rows: Tensor, vectors: Tensor) -> None:
@@ -174,6 +171,8 @@ class VQVAE(nn.Module):
         c, shape = self.config, tuple(images.shape)
         if len(shape) != 4 or shape[1] != c.channels or not min(shape) or shape[2] % c.stride or shape[3] % c.stride:
             raise ValueError(f"images must be (B, {c.channels}, H, W), H and W multiples of {c.stride}; got {shape}")
+        if not images.is_floating_point():
+            raise ValueError(f"images must be floats in 0..1, got {images.dtype}")
         return self.encoder(images - self.mean)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

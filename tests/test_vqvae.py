@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from minivlm import vqvae
+from minivlm import scenes, vqvae
 from minivlm.training import fit
 from minivlm.vqvae import VQVAE, Quantizer, VQVAEConfig
 
@@ -206,6 +206,11 @@ def test_images_of_another_size_or_with_other_channels_are_refused_with_their_sh
             call(images)
 
 
+def test_bytes_are_refused():
+    with pytest.raises(ValueError, match="uint8"):
+        new()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize("bad", [-1, 6, 99])
 def test_an_id_outside_the_codebook_is_named(bad):
     ids = torch.zeros(1, 2, 2, dtype=torch.long)
@@ -310,3 +315,13 @@ def test_a_short_training_beats_the_blank_picture():
     assert len(history["loss"]) == 100 and not model.training
     blank = images.mean((0, 2, 3), keepdim=True).expand_as(images)
     assert vqvae.psnr(images, model.decode_ids(ids)) > vqvae.psnr(images, blank) + 1
+
+
+def test_the_frozen_checkpoint_draws_held_out_scenes_well():
+    folder = scenes.DATA.parent / "checkpoints" / "vqvae"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
+    model = VQVAE.load(folder)
+    images = vqvae.to_unit([scene.image for scene in scenes.load("test")])
+    ids = model.encode_to_ids(images)
+    assert ids.shape == (250, 8, 8) and len(ids.unique()) > model.config.codes // 2
+    assert vqvae.psnr(images, model.decode_ids(ids)) > 34

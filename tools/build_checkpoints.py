@@ -1,7 +1,7 @@
-"""Train the small frozen models of data/checkpoints again: `python tools/build_checkpoints.py` (two minutes on one core).
+"""Train the small frozen models of data/checkpoints again: python tools/build_checkpoints.py (two minutes on one core)
 
-vqvae: images of 64 x 64 pixels <-> 8 x 8 codes (minivlm/vqvae.py). Another CPU gives other weights: torch's sums differ
-in the last digit, and training makes much of it. What must hold is the quality that this prints and the tests ask for.
+vqvae: images of 64 x 64 pixels <-> 8 x 8 codes (minivlm/vqvae.py). Another CPU gives other weights, because sums differ
+in the last digit and training makes much of it. What must hold is the quality that is printed; a test asks for it.
 """
 
 from minivlm import scenes, vqvae
