@@ -57,8 +57,9 @@ def kmeans(vectors: Tensor, k: int, *, rounds: int = 10, seed: int = 0) -> Tenso
     """
     generator = torch.Generator().manual_seed(seed)
     centres = vectors[torch.randint(len(vectors), (1,), generator=generator)]
+    distance = vectors.new_full((len(vectors),), torch.inf)
     for _ in range(k - 1):
-        distance = torch.cdist(vectors, centres).amin(1).pow(2) + TINY
+        distance = torch.minimum(distance, (vectors - centres[-1]).pow(2).sum(1) + TINY)
         centres = torch.cat([centres, vectors[torch.multinomial(distance, 1, generator=generator)]])
     for _ in range(rounds):
         counts, sums = tally(vectors, nearest(vectors, centres), k)
