@@ -25,6 +25,7 @@ from minivlm.vit import as_rgb, sincos_2d, to_pixels
 SPECIAL = ("<|image|>", "<|end|>", "<|pad|>")
 IMAGE_SIZE, PATCH, WIDTH = 64, 16, 96
 SCENES, BATCH, STEPS = 8000, 128, 370  # less than 60 s on one core
+SMOOTHING = 0.1  # of the labels: the language model must not rule out a colour-shape pair that it never read
 RATES = {"muon_lr": 0.015, "adamw_lr": 2e-3, "weight_decay": 0.1}
 MEAN, STD = tuple(value / 255 for value in BACKGROUND), (0.125, 0.125, 0.125)  # the empty picture is zero
 
@@ -104,14 +105,13 @@ class Captioner:
         longest = max(map(len, rows))
         return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
 
-    def loss(self, model: Llava, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(self, model: Llava, batch: tuple[Tensor, Tensor], smoothing: float = 0.0) -> Tensor:
         """Next-token cross-entropy of caption and <|end|>; batch is (ids (B, T), pixels (B, C, H, W))."""
         ids, pixel_values = batch
         logits = model(ids, pixel_values)[:, model.image_tokens - 1 : -1]  # what predicts each caption token
-        targets = ids[:, model.image_tokens :]
-        return F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=self.tokenizer.special_tokens["<|pad|>"]
-        )
+        logits, targets = logits.flatten(0, 1), ids[:, model.image_tokens :].flatten()
+        pad = self.tokenizer.special_tokens["<|pad|>"]
+        return F.cross_entropy(logits, targets, ignore_index=pad, label_smoothing=smoothing)
 
     def train(self, scenes: Sequence[Scene], steps: int = STEPS, **options) -> dict[str, list[float]]:
         """Fit the model to the scenes' captions; returns the history of ``fit``."""
@@ -119,7 +119,7 @@ class Captioner:
         batches = minibatches(ids, pixels([scene.image for scene in scenes]), batch_size=BATCH)
 
         def loss(model: Llava, batch: tuple[Tensor, Tensor]) -> Tensor:
-            return self.loss(model, (batch[0], vary_channels(batch[1])))
+            return self.loss(model, (batch[0], vary_channels(batch[1])), SMOOTHING)
 
         return fit(self.model, batches, loss, steps, **RATES | options)
 
