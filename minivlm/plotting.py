@@ -11,7 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 COLORS = {
@@ -96,6 +96,46 @@ def show_masks(masks: dict[str, Tensor], labels=None, kinds=None, **options) -> 
         if ax is not axes[0][-1] and ax.get_legend():
             ax.get_legend().remove()
     return figure
+
+
+def show_tokens(
+    tokens: Sequence[str],
+    kinds: Sequence[str],
+    learned: Sequence[bool] | None = None,
+    *,
+    width: int = 100,
+    title: str | None = None,
+) -> Axes:
+    """Every token as a box, in reading order, lines of ``width`` characters, coloured and marked by kind (of KINDS).
+
+    A token that is ``learned`` (its label is not ignored) has a filled box, every other one an outlined box.
+    """
+    learned = [False] * len(tokens) if learned is None else [bool(flag) for flag in learned]
+    if not len(tokens) == len(kinds) == len(learned) or not {*kinds} <= {*KINDS}:
+        raise ValueError(f"{len(tokens)} tokens, {len(kinds)} kinds, {len(learned)} flags; known kinds: {list(KINDS)}")
+    ax = plt.subplots(layout="constrained")[1]
+    x, line = 0.0, 0
+    for token, kind, flag in zip(tokens, kinds, learned, strict=True):
+        text = KINDS[kind][1] + token.replace("\n", "⏎").replace(" ", "␣")
+        if x and x + len(text) + 1.4 > width:
+            x, line = 0.0, line + 1
+        color = KINDS[kind][0]
+        box = Rectangle((x, line), len(text) + 1, 0.8, facecolor=color if flag else "white", edgecolor=color)
+        ax.add_patch(box)
+        style = {"ha": "center", "va": "center_baseline", "fontsize": 8, "family": "monospace"}
+        ax.text(x + (len(text) + 1) / 2, line + 0.4, text, color="white" if flag else color, **style)
+        x += len(text) + 1.4
+    ax.figure.set_size_inches(0.076 * width + 0.2, 0.25 * (line + 1) + 0.45 + 0.2 * (title is not None))
+    ax.set(xlim=(-0.5, width), ylim=(line + 1, -0.3), title=title or "")
+    ax.axis("off")
+    names = {kind: Patch(color=KINDS[kind][0], label=KINDS[kind][1] + kind) for kind in KINDS if kind in kinds}
+    filled = [
+        Patch(color="#444444", label="learned"),
+        Patch(facecolor="white", edgecolor="#444444", label="not learned"),
+    ]
+    legend = [*names.values(), *(filled if any(learned) else [])]
+    ax.legend(handles=legend, loc="upper left", bbox_to_anchor=(0, 0), ncols=7, frameon=False, fontsize=8)
+    return ax
 
 
 def effective_mask(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
