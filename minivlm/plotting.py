@@ -11,7 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 COLORS = {
@@ -64,11 +64,15 @@ def show_mask(
     _label(ax.xaxis, labels, kinds, columns, rotation=90)
     _label(ax.yaxis, query_labels, query_kinds, rows, rotation=0)
     ax.set(xlabel="key: attended to", ylabel="query: attends", title=title or "")
-    present = [kind for kind in KINDS if kind in {*(kinds or ()), *(query_kinds or ())}]
-    if len(present) > 1:
-        patches = [Patch(color=KINDS[kind][0], label=KINDS[kind][1] + kind) for kind in present]
+    patches = _patches({*(kinds or ()), *(query_kinds or ())})
+    if len(patches) > 1:
         ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
     return ax
+
+
+def _patches(kinds) -> list[Patch]:
+    """The entries of a legend for the kinds that occur."""
+    return [Patch(color=color, label=mark + kind) for kind, (color, mark) in KINDS.items() if kind in kinds]
 
 
 def _label(axis, labels: Sequence[str] | None, kinds: Sequence[str] | None, count: int, rotation: int) -> None:
@@ -96,6 +100,37 @@ def show_masks(masks: dict[str, Tensor], labels=None, kinds=None, **options) -> 
         if ax is not axes[0][-1] and ax.get_legend():
             ax.get_legend().remove()
     return figure
+
+
+def show_tokens(
+    tokens: Sequence[str], kinds: Sequence[str], learned: Sequence[bool] = (), *, width: int = 100, title: str = ""
+) -> Axes:
+    """Every token as a box, in reading order, lines of ``width`` characters, coloured and marked by kind (of KINDS).
+
+    A token that is ``learned`` (its label is not ignored) has a filled box, every other one an outlined box.
+    """
+    learned = [bool(flag) for flag in learned] or [False] * len(tokens)
+    if not len(tokens) == len(kinds) == len(learned) or not {*kinds} <= {*KINDS}:
+        raise ValueError(f"{len(tokens)} tokens, {len(kinds)} kinds, {len(learned)} flags; known kinds: {list(KINDS)}")
+    ax = plt.subplots(layout="constrained")[1]
+    x, line = 0.0, 0
+    for token, kind, flag in zip(tokens, kinds, learned, strict=True):
+        color, mark = KINDS[kind]
+        text = mark + token.replace("\n", "⏎").replace(" ", "␣")
+        side = len(text) + 1
+        if x and x + side > width:
+            x, line = 0.0, line + 1
+        ax.add_patch(Rectangle((x, line), side, 0.8, facecolor=color if flag else "white", edgecolor=color))
+        style = {"ha": "center", "va": "center_baseline", "fontsize": 8, "family": "monospace"}
+        ax.text(x + side / 2, line + 0.4, text, color="white" if flag else color, **style)
+        x += side + 0.4
+    ax.figure.set_size_inches(0.076 * width + 0.2, 0.25 * (line + 1) + 0.45 + 0.2 * bool(title))
+    ax.set(xlim=(-0.5, width + 0.5), ylim=(line + 1, -0.3), title=title)
+    ax.axis("off")
+    states = {"learned": "#444444", "not learned": "white"} if any(learned) else {}
+    legend = _patches(kinds) + [Patch(facecolor=c, edgecolor="#444444", label=name) for name, c in states.items()]
+    ax.legend(handles=legend, loc="upper left", bbox_to_anchor=(0, 0), ncols=7, frameon=False, fontsize=8)
+    return ax
 
 
 def effective_mask(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

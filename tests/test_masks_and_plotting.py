@@ -74,6 +74,22 @@ def test_show_mask_draws_one_square_a_pair_and_labels_both_sides():
     plt.close("all")
 
 
+def test_show_tokens_draws_one_box_a_token_filled_where_it_is_learned():
+    kinds, learned = ["special", "image", "text", "text"], [False, False, True, True]
+    ax = plotting.show_tokens(["<s>", "1", " cat", "\n"], kinds, learned, width=12, title="a row")
+    boxes, texts = ax.patches, [text.get_text() for text in ax.texts]
+    assert [text.removeprefix(plotting.KINDS[kind][1]) for text, kind in zip(texts, kinds, strict=True)] == [
+        *("<s>", "1", "␣cat", "⏎")
+    ]
+    white = (1.0, 1.0, 1.0, 1.0)
+    assert [box.get_facecolor() != white for box in boxes] == learned
+    assert boxes[0].get_edgecolor() != boxes[1].get_edgecolor() != boxes[2].get_edgecolor()
+    assert max(box.get_y() for box in boxes) > 0 and max(box.get_x() + box.get_width() for box in boxes) <= 12
+    assert [text.get_text()[-5:] for text in ax.get_legend().get_texts()][-2:] == ["arned", "arned"]
+    assert len(plotting.show_tokens(["a"], ["text"]).get_legend().get_texts()) == 1
+    plt.close("all")
+
+
 def test_show_images_and_curves_draw_what_they_are_given():
     figure = plotting.show_images([torch.rand(3, 4, 4)] * 5, list("abcde"), columns=3)
     assert [ax.get_title() for ax in figure.axes] == ["a", "b", "c", "d", "e", ""]
@@ -93,6 +109,9 @@ def test_show_images_and_curves_draw_what_they_are_given():
         (lambda: plotting.show_mask(torch.ones(2, 2), ["a", "b"], ["text", "sound"]), "sound"),
         (lambda: plotting.effective_mask(lambda x: x, torch.ones(2, 3, 4)), r"\(2, 3, 4\)"),
         (lambda: plotting.show_images([]), "0 images"),
+        (lambda: plotting.show_tokens(["a"], ["text", "text"]), "2 kinds"),
+        (lambda: plotting.show_tokens(["a"], ["text"], [True, False]), "2 flags"),
+        (lambda: plotting.show_tokens(["a"], ["sound"]), "text"),
     ],
 )
 def test_bad_input_is_refused_by_name(call, names):
