@@ -8,7 +8,7 @@ from PIL import Image
 
 from minivlm import __main__ as command
 from minivlm import scenes
-from minivlm.captioner import Captioner, pixels, train_captioner
+from minivlm.captioner import Captioner, pixels, train_captioner, vary_channels
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,19 @@ def test_the_loss_is_that_of_the_caption_and_its_end_alone(trained):
             assert set(ids[row, 16 + len(text) :].tolist()) <= {pad}
             terms += [-log_p[row, 15 + i, token].item() for i, token in enumerate(text)]
         assert captioner.loss(model, (ids, images)).item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+
+
+def test_varied_channels_keep_the_paper_and_lose_one_colour_in_a_fifth_of_the_images():
+    torch.manual_seed(0)
+    images = torch.ones(3000, 3, 2, 2)
+    images[:, :, 0] = 0  # background
+    varied = vary_channels(images)
+    contrast = varied[:, :, 1, 0]  # (3000, 3)
+    assert not varied[:, :, 0].any() and torch.equal(varied[:, :, 1, 0], varied[:, :, 1, 1])
+    lost = (contrast == 0).sum(dim=1)
+    assert set(lost.tolist()) == {0, 1} and 0.17 < lost.float().mean() < 0.23
+    kept = contrast[contrast > 0]
+    assert 0.8 <= kept.min() < 0.81 and 1.19 < kept.max() <= 1.2
 
 
 def test_a_saved_captioner_says_the_same(trained, tmp_path):
