@@ -2,7 +2,7 @@
 
 python -m minivlm.train_clip                               one process
 torchrun --nproc-per-node 2 -m minivlm.train_clip          two, with DistributedDataParallel
-torchrun --nproc-per-node 2 -m minivlm.train_clip --check  compare one step with a single process, then stop
+torchrun --nproc-per-node 2 -m minivlm.train_clip --check  compare a step of both with a single process, then stop
 """
 
 import argparse
@@ -20,6 +20,7 @@ from minivlm.captioner import pixels
 from minivlm.clip import Clip, Siglip, contrastive_loss, sigmoid_loss
 from minivlm.scenes import sample
 from minivlm.training import fit, minibatches
+from minivlm.vit import sincos_2d
 
 END, PAD = "<|end|>", "<|pad|>"
 
@@ -31,14 +32,17 @@ def toy(kind: str, tokenizer: BPETokenizer, length: int) -> Clip | Siglip:
     text = shape | {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": length}
     text["eos_token_id"] = tokenizer.special_tokens[END]
     config = {"vision_config": vision, "text_config": text, "projection_dim": 96}
-    return {"clip": Clip, "siglip": Siglip}[kind].from_hf(config)
+    model = {"clip": Clip, "siglip": Siglip}[kind].from_hf(config)
+    with torch.no_grad():  # positions of patches start as a large map of the image, as in captioner.start_small
+        model.vision.positions[-16:, :16] = 4 * sincos_2d(4, 4, 16, theta=10)
+    return model
 
 
-def sentences(texts: list[str], tokenizer: BPETokenizer) -> Tensor:
-    """Texts -> (B, T) ids, each ended by <|end|> and padded on the right."""
+def sentences(texts: list[str], tokenizer: BPETokenizer, length: int = 0) -> Tensor:
+    """Texts -> (B, T) ids, each ended by <|end|> and padded on the right, to ``length`` or to the longest."""
     end, pad = tokenizer.special_tokens[END], tokenizer.special_tokens[PAD]
     rows = [[*tokenizer.encode(text), end] for text in texts]
-    longest = max(map(len, rows))
+    longest = length or max(map(len, rows))
     return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
 
 
@@ -99,7 +103,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=sorted(LOSSES), default="clip")
     parser.add_argument("--batch", type=int, default=128, help="pairs a step, over all processes")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--check", action="store_true", help="compare one step with a single process, then stop")
+    parser.add_argument("--check", action="store_true", help="compare a step of both kinds with a single process")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if "WORLD_SIZE" in os.environ:
@@ -112,14 +116,14 @@ def main() -> None:
     texts = [scene.caption for scene in scenes]
     tokenizer = BPETokenizer.train(texts, vocab_size=400, special_tokens=(END, PAD))
     ids = sentences(texts, tokenizer)
-    torch.manual_seed(0)
-    model = toy(chosen.kind, tokenizer, ids.shape[1])
     batches = minibatches(pixels([scene.image for scene in scenes]), ids, batch_size=chosen.batch)
+    torch.manual_seed(0)
     if chosen.check:
-        check(chosen.kind, model, next(batches))
+        for kind in LOSSES:
+            check(kind, toy(kind, tokenizer, ids.shape[1]), next(batches))
     else:
         loss = LOSSES[chosen.kind][0]
-        parallel = DistributedDataParallel(Features(model))
+        parallel = DistributedDataParallel(Features(toy(chosen.kind, tokenizer, ids.shape[1])))
         history = fit(parallel, own_share(batches), lambda m, batch: loss(*m(*batch)), chosen.steps)
         if dist.get_rank() == 0:
             print(f"last loss on this process: {history['loss'][-1]:.3f}")
