@@ -17,15 +17,7 @@ from typing import TYPE_CHECKING
 import regex
 import tiktoken
 
-from minivlm.byte_level import (
-    CHAR_TO_BYTE,
-    CL100K_SPLIT,
-    GPT2_SPLIT,
-    NO_SPLIT,
-    QWEN2_SPLIT,
-    from_visible,
-    to_visible,
-)
+from minivlm.byte_level import CHAR_TO_BYTE, CL100K_SPLIT, GPT2_SPLIT, NO_SPLIT, QWEN2_SPLIT, from_visible, to_visible
 
 if TYPE_CHECKING:
     from minivlm.bpe import BPETokenizer

@@ -1,20 +1,27 @@
-"""CLIP (Radford et al. 2021): the image tower, a ViT with three changes.
+"""CLIP and SigLIP: two towers that put pictures and sentences into one space.
 
-A norm before the blocks, no bias on the patch projection, QuickGELU for GELU.
-Data: pixel_values (B, C, H, W) -> (B, 1 + N, D) after each block.
+Papers: Radford et al. 2021 (CLIP), section 2 and figure 3; Zhai et al. 2023 (SigLIP), section 3 and algorithm 1.
+Notebook: 05_clip_siglip.
+
+Data: pixel_values (B, C, H, W) and input_ids (B, T) -> unit vectors (B, D), and the logits of all pairs (B, B).
+CLIP's image tower is a ViT with a norm before the blocks, no bias on the patch projection, and QuickGELU.
 """
 
 from dataclasses import dataclass
+from math import log
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlm.layers import init_weights
+from minivlm.checkpoints import Names, require
+from minivlm.layers import MLP, attend, init_weights, merge_heads, split_heads
+from minivlm.masks import causal, padding
 from minivlm.vit import EncoderBlock
 
 
 @dataclass(frozen=True)
-class ClipVisionConfig:
+class VisionConfig:
     image_size: int
     patch: int
     width: int
@@ -26,7 +33,8 @@ class ClipVisionConfig:
     act: str = "quick_gelu"
 
     @classmethod
-    def from_hf(cls, config: dict) -> "ClipVisionConfig":
+    def from_hf(cls, config: dict) -> "VisionConfig":
+        """Read a published vision_config; absent keys have the defaults of transformers' CLIPVisionConfig."""
         return cls(
             image_size=config.get("image_size", 224),
             patch=config.get("patch_size", 32),
@@ -41,7 +49,7 @@ class ClipVisionConfig:
 
 
 class ClipVision(nn.Module):
-    def __init__(self, config: ClipVisionConfig):
+    def __init__(self, config: VisionConfig):
         super().__init__()
         c = self.config = config
         self.patches = (c.image_size // c.patch) ** 2
@@ -59,10 +67,7 @@ class ClipVision(nn.Module):
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1 + N, D), normalised."""
-        c = self.config
-        expected = (c.channels, c.image_size, c.image_size)
-        if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
-            raise ValueError(f"pixel_values must be (B, *{expected}), got {tuple(pixel_values.shape)}")
+        check_pixels(pixel_values, self.config)
         patches = self.patch(pixel_values).flatten(2).transpose(1, 2)  # (B, N, D)
         token = self.class_token.expand(len(patches), 1, -1)
         return self.pre_norm(torch.cat([token, patches], dim=1) + self.positions)
@@ -75,15 +80,260 @@ class ClipVision(nn.Module):
         return states
 
 
-VISION_NAMES = [  # our name -> the published one, within the image tower
-    (r"^class_token", "embeddings.class_embedding"),
-    (r"^patch\.", "embeddings.patch_embedding."),
+@dataclass(frozen=True)
+class TextConfig:
+    vocab_size: int
+    length: int  # positions
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    eps: float = 1e-5
+    act: str = "quick_gelu"
+    eos_id: int = 49407
+
+    @classmethod
+    def from_hf(cls, config: dict, **defaults) -> "TextConfig":
+        """Read a published text_config; absent keys have transformers' defaults, here CLIP's unless given."""
+        return cls(
+            vocab_size=config.get("vocab_size", defaults.get("vocab_size", 49408)),
+            length=config.get("max_position_embeddings", defaults.get("length", 77)),
+            width=config.get("hidden_size", defaults.get("width", 512)),
+            layers=config.get("num_hidden_layers", 12),
+            heads=config.get("num_attention_heads", defaults.get("heads", 8)),
+            hidden=config.get("intermediate_size", defaults.get("hidden", 2048)),
+            eps=config.get("layer_norm_eps", defaults.get("eps", 1e-5)),
+            act=config.get("hidden_act", defaults.get("act", "quick_gelu")),
+            eos_id=config.get("eos_token_id", 49407),
+        )
+
+
+class TextTower(nn.Module):
+    """Token and position embeddings, pre-norm blocks, a final norm; which mask, and what is read, is the model's."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        c = self.config = config
+        self.embedding = nn.Embedding(c.vocab_size, c.width)
+        self.positions = nn.Parameter(torch.empty(c.length, c.width))
+        self.blocks = nn.ModuleList(
+            EncoderBlock(c.width, c.heads, c.hidden, eps=c.eps, act=c.act) for _ in range(c.layers)
+        )
+        self.norm = nn.LayerNorm(c.width, c.eps)
+        self.apply(init_weights)
+        nn.init.normal_(self.positions, std=0.01)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """(B, T) ids, (B, T) of 1 and 0, mask (T, T) -> (B, T, D)."""
+        c = self.config
+        outside = input_ids[(input_ids < 0) | (input_ids >= c.vocab_size)]
+        if len(outside):
+            raise ValueError(f"token id {outside[0].item()} is outside the vocabulary of {c.vocab_size}")
+        if input_ids.ndim != 2 or not 0 < input_ids.shape[1] <= c.length:
+            raise ValueError(f"input_ids must be (B, T) with 1 <= T <= {c.length}, got {tuple(input_ids.shape)}")
+        if attention_mask is not None:
+            if attention_mask.shape != input_ids.shape:
+                raise ValueError(f"attention_mask must be {tuple(input_ids.shape)}, got {tuple(attention_mask.shape)}")
+            seen = padding(attention_mask)
+            mask = seen if mask is None else mask & seen
+        x = self.embedding(input_ids) + self.positions[: input_ids.shape[1]]
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x)
+
+
+def end_of_text(input_ids: Tensor, eos_id: int) -> Tensor:
+    """The position that CLIP reads in each row: (B, T) -> (B,).
+
+    The first eos_id, since padding may repeat it; where there is none, position 0, as in transformers. Checkpoints
+    whose config says 2 are older than that field: OpenAI's rule, the largest id, which is the end in their vocabulary.
+    """
+    return input_ids.argmax(dim=1) if eos_id == 2 else (input_ids == eos_id).int().argmax(dim=1)
+
+
+class Clip(nn.Module):
+    def __init__(self, vision: VisionConfig, text: TextConfig, width: int, scale: float = log(1 / 0.07)):
+        super().__init__()
+        self.vision, self.text = ClipVision(vision), TextTower(text)
+        self.image_projection = nn.Linear(vision.width, width, bias=False)
+        self.text_projection = nn.Linear(text.width, width, bias=False)
+        self.scale = nn.Parameter(torch.tensor(scale))  # the logarithm of what multiplies the cosine
+        init_clip(self)
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) -> unit vectors (B, D), read from the class token."""
+        x = self.vision.hidden_states(pixel_values)[-1][:, 0]
+        return F.normalize(self.image_projection(self.vision.post_norm(x)), dim=-1)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, T) -> unit vectors (B, D), read from the end-of-text token, which alone has seen all of the sentence."""
+        x = self.text(input_ids, attention_mask, causal(input_ids.shape[1]).to(input_ids.device))
+        at = end_of_text(input_ids, self.text.config.eos_id)
+        return F.normalize(self.text_projection(x[torch.arange(len(x), device=x.device), at]), dim=-1)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """-> logits_per_image (images, texts): exp(scale) * cosine."""
+        return self.scale.exp() * self.encode_image(pixel_values) @ self.encode_text(input_ids, attention_mask).T
+
+    @classmethod
+    def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Clip":
+        """The model of a published config.json."""
+        vision, text = (config.get(f"{part}_config", {}) | (config.get(f"{part}_config_dict") or {}) for part in TOWERS)
+        scale = config.get("logit_scale_init_value", 2.6592)
+        return cls(VisionConfig.from_hf(vision), TextConfig.from_hf(text), config.get("projection_dim", 512), scale)
+
+
+TOWERS = ("vision", "text")
+
+
+@torch.no_grad()
+def init_clip(model: Clip) -> None:
+    """Standard deviations by width d and depth L, as in OpenAI's code (CLIP, section 2.4 gives no numbers)."""
+    nn.init.normal_(model.text.embedding.weight, std=0.02)
+    for tower in (model.vision, model.text):
+        d, layers = tower.config.width, tower.config.layers
+        for block in tower.blocks:
+            for project in (block.attention.q, block.attention.k, block.attention.v):
+                nn.init.normal_(project.weight, std=d**-0.5)
+            for out in (block.attention.out, block.mlp.down):
+                nn.init.normal_(out.weight, std=(2 * layers * d) ** -0.5)
+            nn.init.normal_(block.mlp.up.weight, std=(2 * d) ** -0.5)
+    d = model.vision.config.width
+    nn.init.normal_(model.vision.positions, std=d**-0.5)
+    nn.init.normal_(model.image_projection.weight, std=d**-0.5)
+    nn.init.normal_(model.text_projection.weight, std=model.text.config.width**-0.5)
+
+
+class AttentionPool(nn.Module):
+    """SigLIP's head: a learned probe asks all patches, then x + mlp(norm(x)) (Zhai et al. 2022, section 3.3)."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        c, self.heads = config, config.heads
+        self.probe = nn.Parameter(torch.empty(1, 1, c.width))
+        self.qkv = nn.Linear(c.width, 3 * c.width)  # as published: one matrix, of which the probe takes q
+        self.out = nn.Linear(c.width, c.width)
+        self.norm = nn.LayerNorm(c.width, c.eps)
+        self.mlp = MLP(c.width, c.hidden, c.act)
+        nn.init.normal_(self.probe, std=c.width**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, D)."""
+        sources = (self.probe.expand(len(x), -1, -1), x, x)
+        parts = zip(sources, self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
+        q, k, v = (split_heads(F.linear(source, w, b), self.heads) for source, w, b in parts)
+        y = self.out(merge_heads(attend(q, k, v)))[:, 0]
+        return y + self.mlp(self.norm(y))
+
+
+class SiglipVision(nn.Module):
+    """A ViT without class token, with a bias on the patch projection and an attention-pooling head."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        c = self.config = config
+        self.patch = nn.Conv2d(c.channels, c.width, c.patch, stride=c.patch)
+        self.positions = nn.Parameter(torch.empty((c.image_size // c.patch) ** 2, c.width))
+        self.blocks = nn.ModuleList(
+            EncoderBlock(c.width, c.heads, c.hidden, eps=c.eps, act=c.act) for _ in range(c.layers)
+        )
+        self.post_norm = nn.LayerNorm(c.width, c.eps)
+        self.head = AttentionPool(c)
+        self.apply(init_weights)
+        nn.init.normal_(self.positions, std=c.width**-0.5)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, D) after the final norm."""
+        check_pixels(pixel_values, self.config)
+        x = self.patch(pixel_values).flatten(2).transpose(1, 2) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.post_norm(x)
+
+
+class Siglip(nn.Module):
+    def __init__(self, vision: VisionConfig, text: TextConfig, width: int | None = None):
+        super().__init__()
+        self.vision, self.text = SiglipVision(vision), TextTower(text)
+        self.text_head = nn.Linear(text.width, width or text.width)
+        self.text_head.apply(init_weights)
+        self.scale = nn.Parameter(torch.tensor([log(10.0)]))  # t' of algorithm 1
+        self.bias = nn.Parameter(torch.tensor([-10.0]))  # b: at the start nearly every pair is a negative
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) -> unit vectors (B, D)."""
+        return F.normalize(self.vision.head(self.vision(pixel_values)), dim=-1)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, T) -> unit vectors (B, D), read from the last position, even if it is padding; no causal mask."""
+        return F.normalize(self.text_head(self.text(input_ids, attention_mask)[:, -1]), dim=-1)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """-> logits_per_image (images, texts): exp(scale) * cosine + bias."""
+        cosine = self.encode_image(pixel_values) @ self.encode_text(input_ids, attention_mask).T
+        return self.scale.exp() * cosine + self.bias
+
+    @classmethod
+    def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Siglip":
+        """The model of a published config.json."""
+        vision, text = config.get("vision_config", {}), config.get("text_config", {})
+        require(vision, "vision_use_head", True)
+        shared = {"eps": 1e-6, "act": "gelu_pytorch_tanh"}
+        image = {"patch_size": 16, "layer_norm_eps": shared["eps"], "hidden_act": shared["act"]} | vision
+        words = TextConfig.from_hf(text, vocab_size=32000, length=64, width=768, heads=12, hidden=3072, **shared)
+        return cls(VisionConfig.from_hf(image), words, text.get("projection_size"))
+
+
+def check_pixels(pixel_values: Tensor, config: VisionConfig) -> None:
+    """ValueError unless pixel_values are (B, C, H, W) of the size that the positions are for."""
+    expected = (config.channels, config.image_size, config.image_size)
+    if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
+        raise ValueError(f"pixel_values must be (B, *{expected}), got {tuple(pixel_values.shape)}")
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's loss (figure 3): unit vectors (B, D) each, pair i belongs together -> cross-entropy, both ways.
+
+    The scale enters as its logarithm; clamp it to ln 100 after each step, as the paper does (section 2.5).
+    """
+    logits = scale.exp() * image @ text.T  # (B, B)
+    target = torch.arange(len(image), device=image.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """SigLIP's loss (algorithm 1): each pair alone is yes or no; summed over all pairs, divided by B, not by B * B."""
+    logits = scale.exp() * image @ text.T + bias
+    sign = 2 * torch.eye(len(image), device=image.device) - 1
+    return -F.logsigmoid(sign * logits).sum() / len(image)
+
+
+TOWER_NAMES = [
     (r"^positions", "embeddings.position_embedding.weight"),
-    (r"^pre_norm\.", "pre_layrnorm."),
-    (r"^post_norm\.", "post_layernorm."),
     (r"^blocks\.", "encoder.layers."),
     (r"\.norm(1|2)\.", r".layer_norm\1."),
     (r"\.attention\.(q|k|v|out)\.", r".self_attn.\1_proj."),
     (r"\.mlp\.up\.", ".mlp.fc1."),
     (r"\.mlp\.down\.", ".mlp.fc2."),
 ]
+VISION_NAMES = [  # our name -> the published one, within the image tower
+    (r"^class_token", "embeddings.class_embedding"),
+    (r"^patch\.", "embeddings.patch_embedding."),
+    (r"^pre_norm\.", "pre_layrnorm."),
+    (r"^post_norm\.", "post_layernorm."),
+    (r"^head\.norm\.", "head.layernorm."),
+    (r"^head\.qkv\.", "head.attention.in_proj_"),
+    (r"^head\.out\.", "head.attention.out_proj."),
+    *TOWER_NAMES,
+]
+TEXT_NAMES = [(r"^embedding\.", "embeddings.token_embedding."), (r"^norm\.", "final_layer_norm."), *TOWER_NAMES]
+CLIP_NAMES = Names(
+    published=[(r"^scale$", "logit_scale"), (r"^image_projection", "visual_projection")],
+    parts={"vision": ("vision_model.", VISION_NAMES), "text": ("text_model.", TEXT_NAMES)},
+    buffers=("embeddings.position_ids",),
+)
+SIGLIP_NAMES = Names(
+    published=[(r"^(scale|bias)$", r"logit_\1"), (r"^text_head\.", "text_model.head.")],
+    parts=CLIP_NAMES.parts,
+    buffers=CLIP_NAMES.buffers,
+)

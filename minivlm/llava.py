@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.checkpoints import Names, require
-from minivlm.clip import VISION_NAMES, ClipVision, ClipVisionConfig
+from minivlm.clip import VISION_NAMES, ClipVision, VisionConfig
 from minivlm.decoder import DECODER_NAMES, Decoder, DecoderConfig, KVCache
 from minivlm.layers import MLP, init_weights
 from minivlm.multimodal import splice
@@ -18,7 +18,7 @@ from minivlm.multimodal import splice
 
 @dataclass(frozen=True)
 class LlavaConfig:
-    vision: ClipVisionConfig
+    vision: VisionConfig
     text: DecoderConfig
     image_token_id: int
     feature_layers: tuple[int, ...] = (-2,)  # hidden states of the vision tower; several are concatenated
@@ -35,7 +35,7 @@ class LlavaConfig:
         token = config.get("image_token_index", config.get("image_token_id", 32000))
         tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
         return cls(
-            vision=ClipVisionConfig.from_hf(vision),
+            vision=VisionConfig.from_hf(vision),
             text=DecoderConfig.from_hf(text | {"tie_word_embeddings": tied}),
             image_token_id=token,
             feature_layers=(layers,) if isinstance(layers, int) else tuple(layers),

@@ -163,11 +163,7 @@ def show_images(
     rows = -(-len(images) // columns)
     lines = max((title.count("\n") + 1 for title in titles), default=0) if titles else 0
     figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(size * columns, (size + 0.19 * lines) * rows + 0.1),
-        squeeze=False,
-        layout="constrained",
+        rows, columns, figsize=(size * columns, (size + 0.19 * lines) * rows + 0.1), squeeze=False, layout="constrained"
     )
     for ax in axes.flat:
         ax.axis("off")

@@ -62,10 +62,7 @@ def probes(objects: Sequence[Object], cell: int) -> list[Question]:
     count, wrong = len(objects), len(objects) % 4 + 1
     for number in (count, wrong):
         asked.append(
-            (
-                f"{'is' if number == 1 else 'are'} there {COUNTS[number]} object{'s' * (number > 1)}?",
-                number == count,
-            )
+            (f"{'is' if number == 1 else 'are'} there {COUNTS[number]} object{'s' * (number > 1)}?", number == count)
         )
     return [Question(text, ("yes" if truth else "no",), "yes/no") for text, truth in asked]
 

@@ -229,10 +229,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
     """The corners of a shape in the unit square, y downwards."""
     if shape == "star":  # ten corners, every second one nearer to the centre
         polar = [(pi * i / 5, 1 if i % 2 == 0 else 0.45) for i in range(10)]
-        x, y = (
-            [radius * sin(angle) for angle, radius in polar],
-            [-radius * cos(angle) for angle, radius in polar],
-        )
+        x, y = ([radius * sin(angle) for angle, radius in polar], [-radius * cos(angle) for angle, radius in polar])
         return [((a - min(x)) / (max(x) - min(x)), (b - min(y)) / (max(y) - min(y))) for a, b in zip(x, y, strict=True)]
     return {
         "square": [(0, 0), (1, 0), (1, 1), (0, 1)],
@@ -270,12 +267,7 @@ def save(scenes: Sequence[Scene], folder: Path) -> None:
         name = f"{i:05d}.png"
         scene.image.save(folder / name, optimize=True)
         asked = [asdict(asked) for asked in scene.questions + scene.probes]
-        row = {
-            "file_name": name,
-            "caption": scene.caption,
-            "caption_zh": scene.caption_zh,
-            "cell": scene.cell,
-        }
+        row = {"file_name": name, "caption": scene.caption, "caption_zh": scene.caption_zh, "cell": scene.cell}
         row |= {"objects": [asdict(thing) for thing in scene.objects], "questions": asked}
         lines.append(json.dumps(row, ensure_ascii=False))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,41 @@
+"""The toy CLIP and SigLIP, and their training started by torchrun."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from minivlm.bpe import BPETokenizer
+from minivlm.train_clip import END, PAD, sentences, toy
+from minivlm.vit import sincos_2d
+from notebook_env import ROOT
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> BPETokenizer:
+    return BPETokenizer.train(["a red circle"], vocab_size=260, special_tokens=(END, PAD))
+
+
+def test_sentences_end_and_are_padded(tokenizer):
+    end, pad = (tokenizer.special_tokens[name] for name in (END, PAD))
+    short, long = tokenizer.encode("a"), tokenizer.encode("a red")
+    rows = [[*short, end] + [pad] * (len(long) - len(short)), [*long, end]]
+    assert sentences(["a", "a red"], tokenizer).tolist() == rows
+    assert sentences(["a", "a red"], tokenizer, 9).tolist() == [row + [pad] * (9 - len(row)) for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_toy_starts_with_a_map_of_the_image(tokenizer, kind):
+    model = toy(kind, tokenizer, 9)
+    assert torch.equal(model.vision.positions[-16:, :16], 4 * sincos_2d(4, 4, 16, theta=10))
+    assert model.encode_text(sentences(["a red"], tokenizer, 9)).shape == (1, 96)
+
+
+def test_three_processes_train_and_say_so():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    command += ["-m", "minivlm.train_clip", "--kind", "siglip", "--steps", "2", "--batch", "6"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "last loss on this process" in done.stdout
