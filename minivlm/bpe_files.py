@@ -122,7 +122,7 @@ def _errors_name(path: Path) -> Iterator[None]:
 
 
 def _load(path: Path, default: dict | None = None) -> dict:
-    """The object in a JSON file; ValueError naming the file if it is none."""
+    """The object in a JSON file; ValueError naming the file if it is none. (checkpoints.read_json needs torch.)"""
     if default is not None and not path.exists():
         return dict(default)
     try:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivlm.checkpoints import Names, require
-from minivlm.layers import MLP, attend, init_weights, merge_heads, split_heads
+from minivlm.layers import MLP, attend, check_ids, init_weights, merge_heads, split_heads
 from minivlm.masks import causal, padding
 from minivlm.vit import EncoderBlock
 
@@ -126,9 +126,7 @@ class TextTower(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """(B, T) ids, (B, T) of 1 and 0, mask (T, T) -> (B, T, D)."""
         c = self.config
-        outside = input_ids[(input_ids < 0) | (input_ids >= c.vocab_size)]
-        if len(outside):
-            raise ValueError(f"token id {outside[0].item()} is outside the vocabulary of {c.vocab_size}")
+        check_ids(input_ids, c.vocab_size)
         if input_ids.ndim != 2 or not 0 < input_ids.shape[1] <= c.length:
             raise ValueError(f"input_ids must be (B, T) with 1 <= T <= {c.length}, got {tuple(input_ids.shape)}")
         if attention_mask is not None:

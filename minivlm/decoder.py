@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.checkpoints import require
-from minivlm.layers import RMSNorm, SwiGLU, attend, init_weights, merge_heads, split_heads
+from minivlm.layers import RMSNorm, SwiGLU, attend, check_ids, init_weights, merge_heads, split_heads
 from minivlm.masks import causal, padding
 from minivlm.rope import rotary_tables, rotate
 
@@ -134,9 +134,7 @@ class Decoder(nn.Module):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, D); an id outside the table is a ValueError."""
-        outside = input_ids[(input_ids < 0) | (input_ids >= self.config.vocab_size)]
-        if len(outside):
-            raise ValueError(f"token id {outside[0].item()} is outside the vocabulary of {self.config.vocab_size}")
+        check_ids(input_ids, self.config.vocab_size)
         return self.embedding(input_ids)
 
     def forward(

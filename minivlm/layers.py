@@ -134,6 +134,13 @@ class RMSNorm(nn.Module):
         return self.weight * y.to(x.dtype)
 
 
+def check_ids(input_ids: Tensor, vocab_size: int) -> None:
+    """ValueError that names the first id outside an embedding table of ``vocab_size`` rows."""
+    outside = input_ids[(input_ids < 0) | (input_ids >= vocab_size)]
+    if len(outside):
+        raise ValueError(f"token id {outside[0].item()} is outside the vocabulary of {vocab_size}")
+
+
 def init_weights(module: nn.Module) -> None:
     """Normal weights of variance 1 / (3 fan_in), zero biases, embeddings of standard deviation 0.02; for ``apply``.
 

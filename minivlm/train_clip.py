@@ -57,9 +57,8 @@ class Features(nn.Module):
     def forward(self, pixel_values: Tensor, input_ids: Tensor) -> tuple[Tensor, ...]:
         """-> unit vectors (b, D) of images and texts, scale and, for SigLIP, bias."""
         pair = self.model.encode_image(pixel_values), self.model.encode_text(input_ids)
-        return (
-            (*pair, self.model.scale, self.model.bias) if isinstance(self.model, Siglip) else (*pair, self.model.scale)
-        )
+        scalars = (self.model.scale, self.model.bias) if isinstance(self.model, Siglip) else (self.model.scale,)
+        return *pair, *scalars
 
 
 def own_share(batches: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:

@@ -58,6 +58,16 @@ def test_varied_channels_keep_the_paper_and_lose_one_colour_in_a_fifth_of_the_im
     assert 0.8 <= kept.min() < 0.81 and 1.19 < kept.max() <= 1.2
 
 
+def test_the_colours_shown_as_circle_and_as_square_stand_out_in_green_and_yellow_does_not():
+    both = {color for color in scenes.PALETTE if {(color, "circle"), (color, "square")} <= set(scenes.SEEN)}
+    green = {color: scenes.BACKGROUND[1] - rgb[1] for color, rgb in scenes.PALETTE.items()}
+    assert both == {"red", "blue", "purple"} and {min(green[c] for c in both), max(green[c] for c in both)} == {
+        118,
+        226,
+    }
+    assert green["yellow"] == 64 and ("yellow", "square") in scenes.HELD_OUT
+
+
 def test_a_saved_captioner_says_the_same(trained, tmp_path):
     captioner, _ = trained
     captioner.save(tmp_path)
