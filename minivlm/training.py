@@ -29,6 +29,40 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in hidden if weight.requires_grad and weight not in embeddings]
 
 
+def orthogonal(x: Tensor) -> Tensor:
+    """Nearly the nearest orthogonal matrix: five steps of a quintic Newton-Schulz iteration (Jordan et al. 2024)."""
+    wide = x if x.shape[0] <= x.shape[1] else x.T
+    wide = wide / wide.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = wide @ wide.T
+        wide = 3.4445 * wide + (2.0315 * gram @ gram - 4.7750 * gram) @ wide
+    return wide if x.shape[0] <= x.shape[1] else wide.T
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum (Nesterov), made orthogonal: the same numbers as torch.optim.Muon would give in float32.
+
+    That one computes in bfloat16, for which many processors have no instructions: there its step takes 14 times as
+    long, which is more than the rest of a training step of the toy captioner.
+    """
+
+    def __init__(self, params: Iterable, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                average = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                average.lerp_(p.grad, 1 - momentum)
+                update = orthogonal(p.grad.lerp(average, momentum))
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(update, alpha=-lr * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+
+
 def schedule(step: int, steps: int, warmup: float = 0.05, decay: float = 0.6) -> float:
     """The share of the learning rate at a step: a linear rise, a plateau, a linear fall to zero over ``decay``."""
     rise = max(1, round(warmup * steps))
@@ -111,7 +145,7 @@ def _optimizers(model: nn.Module, muon_lr: float, adamw_lr: float, weight_decay:
         raise ValueError("no parameter requires a gradient: there is nothing to train")
     made = []
     if hidden:
-        made.append(torch.optim.Muon([{"params": hidden, "peak": muon_lr}], weight_decay=weight_decay))
+        made.append(Muon([{"params": hidden, "peak": muon_lr}], weight_decay=weight_decay))
     if rest:
         made.append(torch.optim.AdamW([{"params": rest, "peak": adamw_lr}], weight_decay=weight_decay))
     return made

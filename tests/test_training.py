@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minivlm.training import fit, hidden_matrices, minibatches, schedule
+from minivlm.training import Muon, fit, hidden_matrices, minibatches, orthogonal, schedule
 
 
 class Net(nn.Module):
@@ -156,3 +156,23 @@ def test_minibatches_show_every_row_once_an_epoch_and_repeat_by_seed():
             next(minibatches(rows, batch_size=bad))
     with pytest.raises(ValueError, match=r"\[12, 3\]"):
         next(minibatches(rows, rows[:3], batch_size=2))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (20, 6), (5, 17)])
+def test_muon_takes_the_steps_of_torchs_muon_in_float32(shape, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    start, grads = torch.randn(shape), torch.randn(4, *shape)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    options = {"lr": 0.1, "weight_decay": 0.2}
+    for parameter, optimizer in ((ours, Muon([ours], **options)), (theirs, torch.optim.Muon([theirs], **options))):
+        for grad in grads:
+            parameter.grad = grad.clone()
+            optimizer.step()
+    assert (ours - start).abs().max() > 0.05
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_muons_update_is_nearly_orthogonal_and_a_zero_gradient_stays_zero():
+    singular = torch.linalg.svdvals(orthogonal(torch.randn(12, 30)))
+    assert singular.min() > 0.6 and singular.max() < 1.3
+    assert torch.equal(orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
