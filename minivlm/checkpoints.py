@@ -96,15 +96,36 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
 
 
+QKV = re.compile(r"\.qkv\.(weight|bias)$")
+
+
+def split_qkv(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """What is published as one matrix for queries, keys and values -> three: "x.qkv.weight" -> "x.qkv.q.weight", ..."""
+    if not QKV.search(name):
+        return [(name, tensor)]
+    if len(tensor) % 3:
+        raise ValueError(f"tensor {name} of shape {tuple(tensor.shape)} does not divide into q, k and v")
+    return [(QKV.sub(rf".qkv.{x}.\1", name), part) for x, part in zip("qkv", tensor.chunk(3), strict=True)]
+
+
+def join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo ``split_qkv`` for every tensor of a checkpoint."""
+    joined: dict[str, list[Tensor]] = {}
+    for name, tensor in tensors.items():  # q, k, v in the order of the modules
+        joined.setdefault(re.sub(r"\.qkv\.[qkv]\.", ".qkv.", name), []).append(tensor)
+    return {name: torch.cat(parts) for name, parts in joined.items()}
+
+
 def normalise_all(tensors: dict[str, Tensor], names: Names) -> dict[str, Tensor]:
     """Bring every tensor to the one spelling of its name; leave out published buffers."""
     result = {}
     for name, tensor in tensors.items():
         new = names.normalise(name)
-        if new in result:
-            raise ValueError(f"extra tensor {name}: {new} is there already under another name")
-        if not names.is_buffer(new):
-            result[new] = tensor
+        for part, value in split_qkv(new, tensor):
+            if part in result:
+                raise ValueError(f"extra tensor {name}: {part} is there already under another name")
+            if not names.is_buffer(part):
+                result[part] = value
     return result
 
 
@@ -142,4 +163,4 @@ def write(model: nn.Module, config: dict, names: Names, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors = {names.publish(name): p.detach().cpu().contiguous() for name, p in model.named_parameters()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(join_qkv(tensors), folder / "model.safetensors", metadata={"format": "pt"})

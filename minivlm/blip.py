@@ -1,0 +1,390 @@
+"""BLIP: one text transformer in three modes, three losses, and a data set that cleans itself.
+
+Paper: Li et al. 2022 (BLIP), section 3.1 (the mixture of encoder-decoder, MED), 3.2 (losses), 3.3 (CapFilt).
+Notebook: 06_blip_med.
+
+Data: pixel_values (B, C, H, W) and input_ids (B, T) -> unit vectors (B, D) for retrieval, matching logits (B, 2),
+or next-token logits (B, T, V). The first token says which: [CLS], [ENC] or [DEC].
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minivlm.checkpoints import Names, require
+from minivlm.layers import MLP, Attention, activation, check_ids, init_weights
+from minivlm.masks import bidirectional, causal, padding
+from minivlm.vit import ViT, ViTConfig
+
+
+@dataclass(frozen=True)
+class MedConfig:
+    vocab_size: int
+    length: int  # positions
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    memory: int  # width of the image states
+    eps: float = 1e-12
+    act: str = "gelu"
+
+    @classmethod
+    def from_hf(cls, config: dict, memory: int) -> "MedConfig":
+        """Read a published text_config; absent keys have the defaults of transformers' BlipTextConfig."""
+        return cls(
+            vocab_size=config.get("vocab_size", 30524),
+            length=config.get("max_position_embeddings", 512),
+            width=config.get("hidden_size", 768),
+            layers=config.get("num_hidden_layers", 12),
+            heads=config.get("num_attention_heads", 8),
+            hidden=config.get("intermediate_size", 3072),
+            memory=memory,
+            eps=config.get("layer_norm_eps", 1e-12),
+            act=config.get("hidden_act", "gelu"),
+        )
+
+
+class MedBlock(nn.Module):
+    """Self-attention, cross-attention where there is an image, MLP; the norm comes after each sum, as in BERT."""
+
+    def __init__(self, c: MedConfig):
+        super().__init__()
+        self.attention, self.attention_norm = Attention(c.width, c.heads), nn.LayerNorm(c.width, c.eps)
+        self.cross, self.cross_norm = Attention(c.width, c.heads, memory_width=c.memory), nn.LayerNorm(c.width, c.eps)
+        self.mlp, self.mlp_norm = MLP(c.width, c.hidden, c.act), nn.LayerNorm(c.width, c.eps)
+
+    def forward(self, x: Tensor, mask: Tensor, image: Tensor | None = None) -> Tensor:
+        """x (B, T, D), mask broadcastable to (B, h, T, T), image (B, N, memory) or None -> (B, T, D)."""
+        x = self.attention_norm(x + self.attention(x, mask))
+        if image is not None:
+            x = self.cross_norm(x + self.cross(x, memory=image))
+        return self.mlp_norm(x + self.mlp(x))
+
+
+class Med(nn.Module):
+    """The text transformer of one role: BERT with cross-attention in every block."""
+
+    def __init__(self, config: MedConfig):
+        super().__init__()
+        c = self.config = config
+        self.words, self.positions = nn.Embedding(c.vocab_size, c.width), nn.Embedding(c.length, c.width)
+        self.norm = nn.LayerNorm(c.width, c.eps)
+        self.blocks = nn.ModuleList(MedBlock(c) for _ in range(c.layers))
+        self.apply(init_weights)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(B, T) ids -> (B, T, D), normalised; positions count from 0, padding or not."""
+        check_ids(input_ids, self.config.vocab_size)
+        if input_ids.ndim != 2 or not 0 < input_ids.shape[1] <= self.config.length:
+            raise ValueError(
+                f"input_ids must be (B, T) with 1 <= T <= {self.config.length}, got {tuple(input_ids.shape)}"
+            )
+        return self.norm(self.words(input_ids) + self.positions.weight[: input_ids.shape[1]])
+
+    def run(self, x: Tensor, mask: Tensor, image: Tensor | None = None) -> Tensor:
+        """The blocks alone: embeddings (B, T, D) -> (B, T, D)."""
+        for block in self.blocks:
+            x = block(x, mask, image)
+        return x
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, mask: Tensor, image: Tensor | None = None):
+        """(B, T) ids, (B, T) of 1 and 0 or None, mask (T, T), image states (B, N, memory) or None -> (B, T, D)."""
+        x = self.embed(input_ids)
+        if image is not None and len(image) != len(x):
+            raise ValueError(f"{len(image)} images for {len(x)} texts")
+        if attention_mask is not None:
+            if attention_mask.shape != input_ids.shape:
+                raise ValueError(f"attention_mask must be {tuple(input_ids.shape)}, got {tuple(attention_mask.shape)}")
+            mask = mask.to(x.device) & padding(attention_mask)
+        return self.run(x, mask.to(x.device), image)
+
+    def share(self, other: "Med", what: str = "all but self-attention") -> None:
+        """Use the weights of ``other``: "all", "all but self-attention" (BLIP, section 3.1), or "none" (table 3)."""
+        if what not in SHARING:
+            raise ValueError(f"sharing must be one of {SHARING}, got {what!r}")
+        if what == "none":
+            return
+        self.words, self.positions, self.norm = other.words, other.positions, other.norm
+        for mine, theirs in zip(self.blocks, other.blocks, strict=True):
+            mine.cross, mine.cross_norm = theirs.cross, theirs.cross_norm
+            mine.mlp, mine.mlp_norm = theirs.mlp, theirs.mlp_norm
+            if what == "all":
+                mine.attention, mine.attention_norm = theirs.attention, theirs.attention_norm
+
+
+SHARING = ("all", "all but self-attention", "none")
+
+
+class Words(nn.Module):
+    """BERT's language-model head: Linear, activation, norm, then the word embeddings once more, with a bias."""
+
+    def __init__(self, c: MedConfig, words: nn.Embedding):
+        super().__init__()
+        self.dense, self.norm = nn.Linear(c.width, c.width), nn.LayerNorm(c.width, c.eps)
+        self.act = activation(c.act)
+        self.out = nn.Linear(c.width, c.vocab_size)
+        self.apply(init_weights)
+        self.out.weight, self.bias = words.weight, self.out.bias  # published under two names
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, V)."""
+        return self.out(self.norm(self.act(self.dense(x))))
+
+
+class Blip(nn.Module):
+    """A ViT and one or both roles of MED: an encoder (retrieval, matching) and a decoder (captions)."""
+
+    def __init__(
+        self,
+        vision: ViTConfig,
+        text: MedConfig,
+        width: int,
+        *,
+        roles: tuple[str, ...] = ("encoder", "decoder"),
+        sharing: str = "all but self-attention",
+    ):
+        super().__init__()
+        self.vision = ViT(vision)
+        self.encoder = self.decoder = None
+        if "encoder" in roles:
+            self.encoder = Med(text)
+            self.image_projection, self.text_projection = nn.Linear(vision.width, width), nn.Linear(text.width, width)
+            self.match_head = nn.Linear(text.width, 2)  # 1 = they match
+            for head in (self.image_projection, self.text_projection, self.match_head):
+                head.apply(init_weights)
+        if "decoder" in roles:
+            self.decoder = Med(text)
+            if self.encoder:
+                self.decoder.share(self.encoder, sharing)
+            self.head = Words(text, self.decoder.words)
+
+    def _role(self, name: str) -> Med:
+        role = getattr(self, name)
+        if role is None:
+            kind = "image-text retrieval" if self.encoder else "captioning"
+            raise ValueError(f"this BLIP is one for {kind}: it has no text {name}")
+        return role
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) -> unit vectors (B, D), read from the class token."""
+        self._role("encoder")
+        return F.normalize(self.image_projection(self.vision(pixel_values)[:, 0]), dim=-1)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, T) -> unit vectors (B, D), read from the first token ([CLS]); the image is not seen."""
+        x = self._role("encoder")(input_ids, attention_mask, bidirectional(input_ids.shape[1]))
+        return F.normalize(self.text_projection(x[:, 0]), dim=-1)
+
+    def match_states(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Image states (B, N, D) and texts (B, T) that begin with [ENC] -> logits (B, 2): no match, match."""
+        x = self._role("encoder")(input_ids, attention_mask, bidirectional(input_ids.shape[1]), image)
+        return self.match_head(x[:, 0])
+
+    def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) and (B, T) -> logits (B, 2) of "no match" and "match"; set [ENC] as the first id yourself."""
+        return self.match_states(self.vision(pixel_values), input_ids, attention_mask)
+
+    def forward(self, input_ids: Tensor, image: Tensor, attention_mask: Tensor | None = None, cache=None) -> Tensor:
+        """Texts (B, T) that begin with [DEC] and image states (B, N, D) -> next-token logits (B, T, V)."""
+        if cache is not None:
+            raise ValueError("BLIP decodes without a cache here: generate(..., use_cache=False)")
+        return self.head(self._role("decoder")(input_ids, attention_mask, causal(input_ids.shape[1]), image))
+
+    def caption_logits(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) and (B, T) -> next-token logits (B, T, V)."""
+        self._role("decoder")
+        return self(input_ids, self.vision(pixel_values), attention_mask)
+
+    @classmethod
+    def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Blip":
+        """The model of a published config.json; the weights that are there say which roles it has.
+
+        Both roles in one checkpoint is what ``save_pretrained`` writes of a pre-trained model: shared as in the paper.
+        """
+        vision, text = config.get("vision_config", {}), config.get("text_config", {})
+        for part in (config, text):
+            require(part, "tie_word_embeddings", True)
+        known = {"encoder": "itm_head.weight", "decoder": "text_decoder.cls.predictions.bias"}
+        roles = tuple(role for role, name in known.items() if name in names or not names)
+        if not roles:
+            raise ValueError(f"this BLIP is neither for retrieval nor for captioning: none of {[*known.values()]}")
+        side, width = vision.get("image_size", 384), vision.get("hidden_size", 768)
+        image = ViTConfig(
+            image_size=(side, side) if isinstance(side, int) else tuple(side),
+            patch=vision.get("patch_size", 16),
+            width=width,
+            layers=vision.get("num_hidden_layers", 12),
+            heads=vision.get("num_attention_heads", 12),
+            hidden=vision.get("intermediate_size", 3072),
+            eps=vision.get("layer_norm_eps", 1e-5),
+            act=vision.get("hidden_act", "gelu"),
+        )
+        return cls(image, MedConfig.from_hf(text, width), config.get("image_text_hidden_size", 256), roles=roles)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The ids that BLIP puts first in a text ([CLS], [ENC] or [DEC]), and the padding."""
+
+    cls: int
+    enc: int
+    dec: int
+    pad: int
+
+
+class Pretraining(nn.Module):
+    """The three losses of one batch (section 3.2); their plain sum is minimised.
+
+    A copy of the two towers follows the weights slowly, as a moving average. Its features fill two queues, and its
+    opinion softens the contrastive targets, because a caption may well describe another image too.
+    """
+
+    def __init__(
+        self,
+        model: Blip,
+        marks: Marks,
+        *,
+        queue: int = 57_600,
+        momentum: float = 0.995,
+        soften: float = 0.4,  # alpha, reached after ``ramp`` steps
+        ramp: int = 1,
+        smoothing: float = 0.1,  # of the labels of the language model
+    ):
+        super().__init__()
+        self.model, self.marks, self.momentum, self.soften, self.ramp = model, marks, momentum, soften, ramp
+        self.smoothing, self.step = smoothing, 0
+        self.temperature = nn.Parameter(torch.tensor(0.07))  # logits are divided by it
+        self.slow = deepcopy(
+            nn.ModuleList([model.vision, model.image_projection, model.encoder, model.text_projection])
+        )
+        self.slow.requires_grad_(False)
+        width = model.image_projection.out_features
+        self.register_buffer("images", F.normalize(torch.randn(queue, width), dim=-1))
+        self.register_buffer("texts", F.normalize(torch.randn(queue, width), dim=-1))
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the copy a small step towards the model: slow <- m slow + (1 - m) model."""
+        m = self.model
+        fast = nn.ModuleList([m.vision, m.image_projection, m.encoder, m.text_projection])
+        for ours, theirs in zip(self.slow.parameters(), fast.parameters(), strict=True):
+            ours.lerp_(theirs, 1 - self.momentum)
+
+    @torch.no_grad()
+    def slow_features(self, pixel_values: Tensor, ids: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors (B, D) of images and texts by the slow copy."""
+        vision, image_projection, encoder, text_projection = self.slow
+        text = encoder(ids, seen, bidirectional(ids.shape[1]))[:, 0]
+        image = vision(pixel_values)[:, 0]
+        return F.normalize(image_projection(image), dim=-1), F.normalize(text_projection(text), dim=-1)
+
+    def contrast(self, image: Tensor, text: Tensor, slow: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """ITC -> loss, and the similarities (B, B) of images to the batch's texts, over the temperature.
+
+        Each image against the slow texts of the batch and of the queue, each text against the slow images.
+        """
+        alpha = self.soften * min(1.0, self.step / self.ramp)
+        losses, similarities = [], []
+        for own, own_slow, other_slow, queue in (
+            (image, slow[0], slow[1], self.texts),
+            (text, slow[1], slow[0], self.images),
+        ):
+            against = torch.cat([other_slow, queue]).T
+            with torch.no_grad():
+                target = alpha * (own_slow @ against / self.temperature).softmax(dim=1)
+                target[:, : len(own)] += (1 - alpha) * torch.eye(len(own), device=own.device)
+            logits = own @ against / self.temperature
+            losses.append(F.cross_entropy(logits, target))
+            similarities.append(logits[:, : len(own)])
+        return (losses[0] + losses[1]) / 2, similarities
+
+    def matching(self, states: Tensor, ids: Tensor, seen: Tensor, similarities: list[Tensor]) -> Tensor:
+        """ITM: every true pair, every image with a wrong text, every text with a wrong image."""
+        wrong_text, wrong_image = (draw_negatives(s) for s in similarities)
+        ids = first(ids, self.marks.enc)
+        logits = self.model.match_states(
+            torch.cat([states, states, states[wrong_image]]),
+            torch.cat([ids, ids[wrong_text], ids]),
+            torch.cat([seen, seen[wrong_text], seen]),
+        )
+        target = (torch.arange(len(logits), device=logits.device) < len(ids)).long()
+        return F.cross_entropy(logits, target)
+
+    def captioning(self, states: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
+        """LM: every token of the caption from those before it and the image."""
+        logits = self.model(first(ids, self.marks.dec), states, seen)[:, :-1]
+        target = ids[:, 1:].masked_fill(seen[:, 1:] == 0, -100)
+        return F.cross_entropy(logits.flatten(0, 1), target.flatten(), label_smoothing=self.smoothing)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
+        """Images (B, C, H, W) and texts (B, T), [CLS] first and padded on the right -> "itc", "itm", "lm"."""
+        with torch.no_grad():
+            self.temperature.clamp_(0.001, 0.5)
+        self.follow()
+        seen = (input_ids != self.marks.pad).long()
+        states = self.model.vision(pixel_values)
+        image = F.normalize(self.model.image_projection(states[:, 0]), dim=-1)
+        text = self.model.encode_text(input_ids, seen)
+        slow = self.slow_features(pixel_values, input_ids, seen)
+        itc, similarities = self.contrast(image, text, slow)
+        self.images, self.texts = (
+            torch.cat([new, queue])[: len(queue)] for new, queue in zip(slow, (self.images, self.texts), strict=True)
+        )
+        self.step += 1
+        itm = self.matching(states, input_ids, seen, similarities)
+        return {"itc": itc, "itm": itm, "lm": self.captioning(states, input_ids, seen)}
+
+
+def first(ids: Tensor, mark: int) -> Tensor:
+    """Texts (B, T) with the first id replaced: it says in which mode they are read."""
+    return torch.cat([torch.full_like(ids[:, :1], mark), ids[:, 1:]], dim=1)
+
+
+@torch.no_grad()
+def draw_negatives(similarities: Tensor) -> Tensor:
+    """For each row of (B, B) another column, the likelier the more similar it is: (B,). All alike = a random one."""
+    weights = similarities.softmax(dim=1) + 1e-4
+    return torch.multinomial(weights.fill_diagonal_(0), 1)[:, 0]
+
+
+VISION_NAMES = [
+    (r"^class_token", "embeddings.class_embedding"),
+    (r"^patch\.", "embeddings.patch_embedding."),
+    (r"^positions", "embeddings.position_embedding"),
+    (r"^blocks\.", "encoder.layers."),
+    (r"\.norm(1|2)\.", r".layer_norm\1."),
+    (r"\.attention\.(q|k|v)\.", r".self_attn.qkv.\1."),  # published as one matrix
+    (r"\.attention\.out\.", ".self_attn.projection."),
+    (r"\.mlp\.up\.", ".mlp.fc1."),
+    (r"\.mlp\.down\.", ".mlp.fc2."),
+    (r"^norm\.", "post_layernorm."),
+]
+BERT = {"q": "self.query", "k": "self.key", "v": "self.value", "out": "output.dense"}
+MED_NAMES = [
+    (r"^words\.", "embeddings.word_embeddings."),
+    (r"^positions\.", "embeddings.position_embeddings."),
+    (r"^norm\.", "embeddings.LayerNorm."),
+    (r"^blocks\.", "encoder.layer."),
+    (r"\.cross", ".crossattention"),
+    *((rf"attention\.{ours}\.", f"attention.{theirs}.") for ours, theirs in BERT.items()),
+    (r"attention_norm\.", "attention.output.LayerNorm."),
+    (r"crossattention_norm\.", "crossattention.output.LayerNorm."),
+    (r"\.mlp\.up\.", ".intermediate.dense."),
+    (r"\.mlp\.down\.", ".output.dense."),
+    (r"\.mlp_norm\.", ".output.LayerNorm."),
+]
+HEAD_NAMES = [(r"^(dense|norm)\.", r"transform.\1."), (r"norm", "LayerNorm"), (r"^out\.", "decoder.")]
+HF_NAMES = Names(
+    published=[(r"^image_projection", "vision_proj"), (r"^text_projection", "text_proj"), (r"^match_head", "itm_head")],
+    parts={
+        "vision": ("vision_model.", VISION_NAMES),
+        "encoder": ("text_encoder.", MED_NAMES),
+        "decoder": ("text_decoder.bert.", MED_NAMES),
+        "head": ("text_decoder.cls.predictions.", HEAD_NAMES),
+    },
+    buffers=("embeddings.position_ids",),
+)
