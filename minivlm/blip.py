@@ -7,6 +7,7 @@ Data: pixel_values (B, C, H, W) and input_ids (B, T) -> unit vectors (B, D) for 
 or next-token logits (B, T, V). The first token says which: [CLS], [ENC] or [DEC].
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -268,7 +269,8 @@ class Pretraining(nn.Module):
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move the copy a small step towards the model: slow <- m slow + (1 - m) model."""
+        """Move the copy a small step towards the model: slow <- m slow + (1 - m) model; keep 0.001 <= tau <= 0.5."""
+        self.temperature.clamp_(0.001, 0.5)
         m = self.model
         fast = nn.ModuleList([m.vision, m.image_projection, m.encoder, m.text_projection])
         for ours, theirs in zip(self.slow.parameters(), fast.parameters(), strict=True):
@@ -282,24 +284,29 @@ class Pretraining(nn.Module):
         image = vision(pixel_values)[:, 0]
         return F.normalize(image_projection(image), dim=-1), F.normalize(text_projection(text), dim=-1)
 
-    def contrast(self, image: Tensor, text: Tensor, slow: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """ITC -> loss, and the similarities (B, B) of images to the batch's texts, over the temperature.
+    def contrast(self, states: Tensor, pixel_values: Tensor, ids: Tensor, seen: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """ITC -> loss, and two (B, B): how alike images are to the batch's texts, and texts to its images.
 
-        Each image against the slow texts of the batch and of the queue, each text against the slow images.
+        Each image is compared with the slow texts of the batch and of the queue, each text with the slow images.
         """
+        self.follow()
+        m = self.model
+        pair = F.normalize(m.image_projection(states[:, 0]), dim=-1), m.encode_text(ids, seen)
+        slow = self.slow_features(pixel_values, ids, seen)
         alpha = self.soften * min(1.0, self.step / self.ramp)
         losses, similarities = [], []
-        for own, own_slow, other_slow, queue in (
-            (image, slow[0], slow[1], self.texts),
-            (text, slow[1], slow[0], self.images),
-        ):
-            against = torch.cat([other_slow, queue]).T
+        for own, own_slow, other_slow, queue in zip(pair, slow, slow[::-1], (self.texts, self.images), strict=True):
+            others = torch.cat([other_slow, queue]).T
+            logits = own @ others / self.temperature
             with torch.no_grad():
-                target = alpha * (own_slow @ against / self.temperature).softmax(dim=1)
+                target = alpha * (own_slow @ others / self.temperature).softmax(dim=1)
                 target[:, : len(own)] += (1 - alpha) * torch.eye(len(own), device=own.device)
-            logits = own @ against / self.temperature
             losses.append(F.cross_entropy(logits, target))
             similarities.append(logits[:, : len(own)])
+        self.images, self.texts = (
+            torch.cat([new, queue])[: len(queue)] for new, queue in zip(slow, (self.images, self.texts), strict=True)
+        )
+        self.step += 1
         return (losses[0] + losses[1]) / 2, similarities
 
     def matching(self, states: Tensor, ids: Tensor, seen: Tensor, similarities: list[Tensor]) -> Tensor:
@@ -320,23 +327,27 @@ class Pretraining(nn.Module):
         target = ids[:, 1:].masked_fill(seen[:, 1:] == 0, -100)
         return F.cross_entropy(logits.flatten(0, 1), target.flatten(), label_smoothing=self.smoothing)
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
-        """Images (B, C, H, W) and texts (B, T), [CLS] first and padded on the right -> "itc", "itm", "lm"."""
-        with torch.no_grad():
-            self.temperature.clamp_(0.001, 0.5)
-        self.follow()
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        losses: Sequence[str] = ("itc", "itm", "lm"),
+        *,
+        random_negatives: bool = False,
+    ) -> dict[str, Tensor]:
+        """Images (B, C, H, W) and texts (B, T), [CLS] first and padded on the right -> the losses, by name."""
         seen = (input_ids != self.marks.pad).long()
-        states = self.model.vision(pixel_values)
-        image = F.normalize(self.model.image_projection(states[:, 0]), dim=-1)
-        text = self.model.encode_text(input_ids, seen)
-        slow = self.slow_features(pixel_values, input_ids, seen)
-        itc, similarities = self.contrast(image, text, slow)
-        self.images, self.texts = (
-            torch.cat([new, queue])[: len(queue)] for new, queue in zip(slow, (self.images, self.texts), strict=True)
-        )
-        self.step += 1
-        itm = self.matching(states, input_ids, seen, similarities)
-        return {"itc": itc, "itm": itm, "lm": self.captioning(states, input_ids, seen)}
+        states, found = self.model.vision(pixel_values), {}
+        batch = pixel_values, input_ids, seen
+        similarities = [states.new_zeros(len(states), len(states))] * 2  # all alike
+        if "itc" in losses:
+            found["itc"], similar = self.contrast(states, *batch)
+            similarities = similarities if random_negatives else similar
+        if "itm" in losses:
+            found["itm"] = self.matching(states, input_ids, seen, similarities)
+        if "lm" in losses:
+            found["lm"] = self.captioning(states, input_ids, seen)
+        return found
 
 
 def first(ids: Tensor, mark: int) -> Tensor:

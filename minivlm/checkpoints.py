@@ -113,7 +113,7 @@ def join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     joined: dict[str, list[Tensor]] = {}
     for name, tensor in tensors.items():  # q, k, v in the order of the modules
         joined.setdefault(re.sub(r"\.qkv\.[qkv]\.", ".qkv.", name), []).append(tensor)
-    return {name: torch.cat(parts) for name, parts in joined.items()}
+    return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in joined.items()}
 
 
 def normalise_all(tensors: dict[str, Tensor], names: Names) -> dict[str, Tensor]:
