@@ -205,9 +205,8 @@ def judgements(toy: ToyBlip, scenes: Sequence[Scene], images: Tensor, seed: int 
     """Share of right verdicts of ITM on true captions and captions with one wrong word (half each), by kind of word."""
     rng, asked = Random(seed), []
     for i, scene in enumerate(scenes):
-        asked += [
-            (kind, i, text, right) for kind, pair in foils(scene, rng).items() for text, right in zip(pair, (1, 0))
-        ]
+        for kind, (true, false) in foils(scene, rng).items():
+            asked += [(kind, i, true, True), (kind, i, false, False)]
     said = toy.matches(images[[i for _, i, _, _ in asked]], [text for _, _, text, _ in asked]) > 0.5
     right = [verdict == answer for verdict, (*_, answer) in zip(said.tolist(), asked, strict=True)]
     kinds = sorted({kind for kind, *_ in asked})
