@@ -64,6 +64,9 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
     return scores.softmax(dim=-1)
 
 
+Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # new keys and values (B, h, T, d) -> all of them
+
+
 class Attention(nn.Module):
     """Multi-head attention with learned q, k, v and output projections (Vaswani et al. 2017, section 3.2.2).
 
@@ -80,11 +83,18 @@ class Attention(nn.Module):
         self.v = nn.Linear(memory_width or width, width, bias=bias)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
-        """x (B, T, D), mask broadcastable to (B, h, T, S), memory (B, S, memory width) or None for x -> (B, T, D)."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, memory: Tensor | None = None, extend: Extend | None = None
+    ) -> Tensor:
+        """x (B, T, D), mask broadcastable to (B, h, T, S), memory (B, S, memory width) or None for x -> (B, T, D).
+
+        extend: puts the keys and values of earlier tokens, from a cache, before the new ones.
+        """
         memory = x if memory is None else memory
         q = split_heads(self.q(x), self.heads)  # (B, h, T, d)
         k, v = (split_heads(project(memory), self.heads) for project in (self.k, self.v))  # (B, h, S, d)
+        if extend is not None:
+            k, v = extend(k, v)
         return self.out(merge_heads(attend(q, k, v, mask)))
 
     def weights(self, x: Tensor, mask: Tensor | None = None, memory: Tensor | None = None) -> Tensor:

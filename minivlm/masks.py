@@ -33,6 +33,20 @@ def prefix(length: int, prefix_length: int) -> Tensor:
     return causal(length) | (torch.arange(length) < prefix_length)[None, :]
 
 
+def unimodal(queries: int, text: int) -> Tensor:
+    """Q-Former, ITC: queries see queries, text sees text: (Q + T, Q + T). Li et al. 2023 (BLIP-2), figure 2."""
+    is_text = torch.arange(queries + text) >= queries
+    return is_text[:, None] == is_text[None, :]
+
+
+def multimodal_causal(queries: int, text: int) -> Tensor:
+    """Q-Former, ITG: queries see queries, text sees all queries and the text up to itself: (Q + T, Q + T).
+
+    Li et al. 2023 (BLIP-2), figure 2. It is a prefix mask: no query sees text, so the image is read without it.
+    """
+    return prefix(queries + text, queries)
+
+
 def padding(attention_mask: Tensor) -> Tensor:
     """Nobody attends to padding: (B, T) of 1 (token) and 0 (padding) -> (B, 1, 1, T), for every head and query."""
     if attention_mask.ndim != 2:

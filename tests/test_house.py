@@ -27,7 +27,7 @@ CONCEPTS = [
     ("multimodal",),
     ("clip", "distributed"),
     ("blip",),
-    ("blip2",),
+    ("blip2", "opt"),
     ("llava",),
     ("qwen_vl",),
     ("qwen2_vl",),
