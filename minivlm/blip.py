@@ -79,11 +79,7 @@ class Med(nn.Module):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, D), normalised; positions count from 0, padding or not."""
-        check_ids(input_ids, self.config.vocab_size)
-        if input_ids.ndim != 2 or not 0 < input_ids.shape[1] <= self.config.length:
-            raise ValueError(
-                f"input_ids must be (B, T) with 1 <= T <= {self.config.length}, got {tuple(input_ids.shape)}"
-            )
+        check_ids(input_ids, self.config.vocab_size, self.config.length)
         return self.norm(self.words(input_ids) + self.positions.weight[: input_ids.shape[1]])
 
     def run(self, x: Tensor, mask: Tensor, image: Tensor | None = None) -> Tensor:
@@ -98,9 +94,7 @@ class Med(nn.Module):
         if image is not None and len(image) != len(x):
             raise ValueError(f"{len(image)} images for {len(x)} texts")
         if attention_mask is not None:
-            if attention_mask.shape != input_ids.shape:
-                raise ValueError(f"attention_mask must be {tuple(input_ids.shape)}, got {tuple(attention_mask.shape)}")
-            mask = mask.to(x.device) & padding(attention_mask)
+            mask = mask.to(x.device) & padding(attention_mask, input_ids.shape)
         return self.run(x, mask.to(x.device), image)
 
     def share(self, other: "Med", what: str = "all but self-attention") -> None:

@@ -17,14 +17,12 @@ from torch import Tensor, nn
 from minivlm import blip
 from minivlm.blip import Med, MedConfig, Words, caption_loss, first, matching_loss
 from minivlm.checkpoints import Names
-from minivlm.decoder import KVCache
-from minivlm.layers import MLP, Attention, Extend, init_weights
+from minivlm.decoder import Cache, KVCache
+from minivlm.layers import MLP, Attention, Extend, Maybe, init_weights
 from minivlm.masks import bidirectional, causal, multimodal_causal, padding
-from minivlm.multimodal import IGNORE, answer_loss, splice
+from minivlm.multimodal import IGNORE, Prompted, answer_loss
 from minivlm.opt import OPT_NAMES, Opt
 from minivlm.vit import ViT, ViTConfig
-
-Maybe, Cache = Tensor | None, KVCache | None  # what may be left out
 
 
 @dataclass(frozen=True)
@@ -88,44 +86,33 @@ class QFormer(Med):
             raise ValueError("this Q-Former reads no text: it has no embeddings for it")
         return super().embed(F.pad(input_ids, (past, 0)))[:, past:]
 
-    def visible(self, mask: Tensor, attention_mask: Maybe, rows: int) -> Tensor:
-        """The mask (..., Q + T) without the padding of the text: attention_mask (B, T) of 1 and 0, or None."""
-        expected = (rows, mask.shape[-1] - self.config.queries)
-        mask = mask.to(self.queries.device)
-        if attention_mask is None:
-            return mask
-        if attention_mask.shape != expected:
-            raise ValueError(f"attention_mask must be {expected}, got {tuple(attention_mask.shape)}")
-        return mask & padding(F.pad(attention_mask, (self.config.queries, 0), value=1))
-
-    def run(self, x: Tensor, mask: Tensor, image: Maybe = None, cache: Cache = None) -> Tensor:
-        """The blocks alone; a cache keeps their keys and values."""
+    def run(self, x: Tensor, mask: Tensor, image: Maybe = None, cache: Cache = None, seen: Maybe = None) -> Tensor:
+        """The blocks alone; the cache keeps keys and values. seen: (B, T) of 1 and 0, the padding of the text alone."""
+        queries, mask = self.config.queries, mask.to(x.device)
+        if seen is not None:
+            mask = mask & F.pad(padding(seen, (len(x), mask.shape[-1] - queries)), (queries, 0), value=True)
         for i, block in enumerate(self.blocks):
             x = block(x, mask, image, partial(cache.extend, i) if cache else None)
         return x
 
     def states(
-        self,
-        image: Tensor,
-        input_ids: Maybe = None,
-        attention_mask: Maybe = None,
-        mask: Maybe = None,
-        cache: Cache = None,
+        self, image: Tensor, ids: Maybe = None, seen: Maybe = None, mask: Maybe = None, cache: Cache = None
     ) -> Tensor:
         """Image states (B, N, memory), texts (B, T) or None -> (B, Q + T, D); mask (Q + T, Q + T), None = all see all.
 
+        seen: the attention mask (B, T) of the texts. cache: keeps the keys and values.
         ValueError for image states of another width, and for another number of texts or of mask entries.
         """
         c = self.config
         if image.ndim != 3 or image.shape[2] != c.memory:
             raise ValueError(f"image states must be (B, N, {c.memory}), got {tuple(image.shape)}")
         x = self.norm(self.queries).expand(len(image), -1, -1)
-        if input_ids is not None:
-            if len(input_ids) != len(image):
-                raise ValueError(f"{len(image)} images for {len(input_ids)} texts")
-            x = torch.cat([x, self.embed(input_ids)], dim=1)
+        if ids is not None:
+            if len(ids) != len(image):
+                raise ValueError(f"{len(image)} images for {len(ids)} texts")
+            x = torch.cat([x, self.embed(ids)], dim=1)
         mask = bidirectional(x.shape[1]) if mask is None else mask
-        return self.run(x, self.visible(mask, attention_mask, len(x)), image, cache)
+        return self.run(x, mask, image, cache, seen)
 
     def forward(self, image: Tensor, input_ids: Maybe = None, attention_mask: Maybe = None) -> Tensor:
         """Image states (B, N, memory) -> query states (B, Q, D).
@@ -150,35 +137,29 @@ class QFormer(Med):
         if not cache.length:
             self.states(image, cache=cache)
         x = self.embed(input_ids, cache.length - queries)
-        return self.run(x, self.visible(causal(length, cache.length), attention_mask, len(x)), cache=cache)
+        return self.run(x, causal(length, cache.length), cache=cache, seen=attention_mask)
 
 
-class Blip2(nn.Module):
+class Blip2(Prompted):
     """An image encoder and a Q-Former, with its heads of stage 1 or with the language model of stage 2.
 
-    width: of the space that images and texts share. language: an Opt, or a Decoder. token: the id that holds the
+    width: of the space that images and texts share. decoder: an Opt, or a Decoder. token: the id that holds the
     place of a query in its prompts, in its table or not.
     """
 
     def __init__(
-        self,
-        vision: ViTConfig,
-        qformer: QFormerConfig,
-        width: int = 0,
-        language: nn.Module | None = None,
-        token: int = -1,
+        self, vision: ViTConfig, c: QFormerConfig, width: int = 0, decoder: nn.Module | None = None, token: int = -1
     ):
         super().__init__()
-        self.vision, self.qformer, self.token = ViT(vision), QFormer(qformer), token
-        self.match_head = self.head = self.language = None
+        self.vision, self.qformer, self.image_token_id = ViT(vision), QFormer(c), token
+        self.match_head = self.head = self.decoder = None
+        linear = lambda width, out: nn.Linear(width, out).apply(init_weights)
         if width:
-            self.image_projection, self.text_projection = (nn.Linear(qformer.width, width) for _ in range(2))
-            self.match_head = nn.Linear(qformer.width, 2)  # 1 = they match
-            nn.ModuleList([self.image_projection, self.text_projection, self.match_head]).apply(init_weights)
-            self.head = Words(qformer, self.qformer.words)
-        if language is not None:
-            self.projection, self.language = nn.Linear(qformer.width, language.config.width), language
-            self.projection.apply(init_weights)
+            self.image_projection, self.text_projection = (linear(c.width, width) for _ in range(2))
+            self.match_head = linear(c.width, 2)  # 1 = they match
+            self.head = Words(c, self.qformer.words)
+        if decoder is not None:
+            self.projection, self.decoder = linear(c.width, decoder.config.width), decoder
 
     def _need(self, part: str) -> nn.Module:
         if getattr(self, part) is None:
@@ -188,7 +169,7 @@ class Blip2(nn.Module):
     def _text(self, input_ids: Tensor, attention_mask: Maybe) -> tuple[Tensor, Maybe]:
         """Texts without the placeholders that transformers' processor writes before them."""
         queries = self.qformer.config.queries
-        if input_ids.shape[-1] <= queries or (input_ids[:, :queries] != self.token).any():
+        if input_ids.shape[-1] <= queries or (input_ids[:, :queries] != self.image_token_id).any():
             return input_ids, attention_mask
         return input_ids[:, queries:], None if attention_mask is None else attention_mask[:, queries:]
 
@@ -213,8 +194,7 @@ class Blip2(nn.Module):
         return head(self.qformer(image, *self._text(input_ids, attention_mask))).mean(dim=1)
 
     def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Maybe = None) -> Tensor:
-        """(B, C, H, W) and (B, T) -> logits (B, 2)."""
-        self._need("match_head")
+        """(B, C, H, W) and (B, T) -> logits (B, 2); the text begins with [CLS]."""
         return self.match_states(self.vision(pixel_values), input_ids, attention_mask)
 
     def itg(self, input_ids: Tensor, image: Maybe = None, attention_mask: Maybe = None, cache: Cache = None) -> Tensor:
@@ -224,27 +204,18 @@ class Blip2(nn.Module):
         """
         return self._need("head")(self.qformer.speak(input_ids, attention_mask, image, cache))
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        pixel_values: Maybe = None,
-        attention_mask: Maybe = None,
-        cache: Cache = None,
-        **instruction,
-    ) -> Tensor:
-        """The language model: ids (B, T), each image as Q placeholders, images (M, C, H, W) -> logits (B, T, V).
+    def encode_images(self, pixel_values: Tensor, **instruction: Tensor) -> Tensor:
+        """(M, C, H, W) -> the soft prompt (M, Q, D) in the language model's width.
 
-        instruction: input_ids and attention_mask (M, T') for the Q-Former, where it is InstructBLIP's.
+        instruction: input_ids and attention_mask (M, T) for a Q-Former that sees them (InstructBLIP).
         """
-        language, places = self._need("language"), input_ids == self.token
-        if pixel_values is None:
-            fresh = cache is None or cache.length == 0  # later, a placeholder can only be a token that was generated
-            if fresh and places.any():
-                raise ValueError(f"input_ids hold placeholders (id {self.token}), but no image is given")
-            return language(input_ids, attention_mask, cache)
-        vectors = self.projection(self.qformer(self.vision(pixel_values), **instruction))  # (M, Q, D)
-        embeds = splice(language.embed(input_ids.masked_fill(places, 0)), places, vectors)
-        return language(embeds=embeds, attention_mask=attention_mask, cache=cache)
+        self._need("decoder")
+        return self.projection(self.qformer(self.vision(pixel_values), **instruction))
+
+    def forward(self, input_ids: Tensor, *args, **inputs) -> Tensor:
+        """As ``Prompted``: ids (B, T), pixel_values (M, C, H, W), attention_mask, cache, instruction -> (B, T, V)."""
+        self._need("decoder")
+        return super().forward(input_ids, *args, **inputs)
 
     @classmethod
     def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Blip2":
@@ -268,7 +239,7 @@ class Blip2(nn.Module):
         return model
 
 
-PARTS = {"match_head": "heads for retrieval", "head": "language-model head", "language": "language model"}
+PARTS = {"match_head": "heads for retrieval", "head": "language-model head", "decoder": "language model"}
 # The defaults of transformers' Blip2VisionConfig: EVA-CLIP's ViT-g/14 without its last block.
 VIT_G = {"hidden_size": 1408, "num_hidden_layers": 39, "num_attention_heads": 16, "intermediate_size": 6144}
 VIT_G |= {"image_size": 224, "patch_size": 14, "layer_norm_eps": 1e-6}
@@ -283,8 +254,8 @@ def freeze(model: Blip2) -> None:
     """Train all but the image encoder, of which the last norm learns on, and the language model."""
     model.vision.requires_grad_(False)
     model.vision.norm.requires_grad_(True)
-    if model.language is not None:
-        model.language.requires_grad_(False)
+    if model.decoder is not None:
+        model.decoder.requires_grad_(False)
 
 
 class FirstStage(nn.Module):
@@ -296,13 +267,6 @@ class FirstStage(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(0.07))  # logits are divided by it
         freeze(model)
 
-    def contrast(self, image: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """ITC of unit vectors (B, Q, D) and (B, D) -> loss, and the similarities (B, B) both ways, over temperature."""
-        logits = nearest(image, text) / self.temperature
-        target = torch.arange(len(logits), device=logits.device)
-        both = [logits, logits.T]
-        return sum(F.cross_entropy(s, target, label_smoothing=self.smoothing) for s in both) / 2, both
-
     def forward(self, pixel_values: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
         """Images (B, C, H, W) and texts (B, T), [CLS] first and padded on the right -> "itc", "itm", "itg"."""
         model, cache = self.model, KVCache()
@@ -310,33 +274,29 @@ class FirstStage(nn.Module):
         states = model.vision(pixel_values)
         queries = model.qformer.states(states, cache=cache)  # ITG uses their keys and values again
         image = F.normalize(model.image_projection(queries), dim=-1)
-        itc, similarities = self.contrast(image, model.encode_text(input_ids, seen))
-        itm = matching_loss(model.match_states, states, input_ids, seen, similarities)
+        similarity = nearest(image, model.encode_text(input_ids, seen)) / self.temperature
+        both, pairs = [similarity, similarity.T], torch.arange(len(states), device=states.device)
+        itc = sum(F.cross_entropy(logits, pairs, label_smoothing=self.smoothing) for logits in both) / 2
+        itm = matching_loss(model.match_states, states, input_ids, seen, both)
         logits = model.itg(first(input_ids, self.dec), attention_mask=seen, cache=cache)
         return {"itc": itc, "itm": itm, "itg": caption_loss(logits, input_ids, seen, self.smoothing)}
 
 
-class SecondStage(nn.Module):
-    """Stage 2 (section 3.3): the queries, projected, are a soft prompt of the frozen language model."""
+def prompt_loss(model: Blip2, pixel_values: Tensor, input_ids: Tensor, attention_mask: Maybe = None) -> Tensor:
+    """Stage 2 (section 3.3): images (B, C, H, W) and texts (B, T) -> the language model's loss of the text alone.
 
-    def __init__(self, model: Blip2):
-        super().__init__()
-        self.model = model
-        freeze(model)
-
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Maybe = None) -> Tensor:
-        """Images (B, C, H, W), texts (B, T) of the language model -> the loss of the text behind the queries."""
-        queries, token = self.model.qformer.config.queries, self.model.token
-        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        labels = F.pad(input_ids.masked_fill(seen == 0, IGNORE), (queries, 0), value=IGNORE)
-        ids, seen = F.pad(input_ids, (queries, 0), value=token), F.pad(seen, (queries, 0), value=1)
-        return answer_loss(self.model(ids, pixel_values, seen), labels)
+    The queries, projected, stand before the text as a soft prompt; ``freeze`` the model first.
+    """
+    queries, token = model.qformer.config.queries, model.image_token_id
+    seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    labels = F.pad(input_ids.masked_fill(seen == 0, IGNORE), (queries, 0), value=IGNORE)
+    ids, seen = F.pad(input_ids, (queries, 0), value=token), F.pad(seen, (queries, 0), value=1)
+    return answer_loss(model(ids, pixel_values, seen), labels)
 
 
-QFORMER_NAMES = [  # our name -> the published one
+PUBLISHED = [  # our name -> the published one
     (r"^qformer\.queries$", "query_tokens"),
-    (r"^qformer\.(words|positions)\.", r"embeddings.\1."),
-    (r"^embeddings\.(word|position)s\.", r"embeddings.\1_embeddings."),
+    (r"^qformer\.(word|position)s\.", r"embeddings.\1_embeddings."),
     (r"^qformer\.norm\.", "qformer.layernorm."),
     (r"^qformer\.blocks\.", "qformer.encoder.layer."),
     (r"\.query_mlp\.up\.", ".intermediate_query.dense."),
@@ -344,10 +304,12 @@ QFORMER_NAMES = [  # our name -> the published one
     (r"\.query_norm\.", ".output_query.LayerNorm."),
     *blip.MED_NAMES,
     (r"attention\.self\.", "attention.attention."),
+    (r"^image_projection", "vision_projection"),
+    (r"^projection", "language_projection"),
+    (r"^match_head", "itm_head"),
 ]
-HEAD_NAMES = [(r"^image_projection", "vision_projection"), (r"^projection", "language_projection")]
 HF_NAMES = Names(
-    published=[*QFORMER_NAMES, *HEAD_NAMES, (r"^match_head", "itm_head")],
-    parts={"vision": ("vision_model.", blip.VISION_NAMES), "language": ("language_model.", OPT_NAMES)},
+    published=PUBLISHED,
+    parts={"vision": ("vision_model.", blip.VISION_NAMES), "decoder": ("language_model.", OPT_NAMES)},
     buffers=("embeddings.position_ids",),
 )

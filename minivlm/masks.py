@@ -47,10 +47,13 @@ def multimodal_causal(queries: int, text: int) -> Tensor:
     return prefix(queries + text, queries)
 
 
-def padding(attention_mask: Tensor) -> Tensor:
-    """Nobody attends to padding: (B, T) of 1 (token) and 0 (padding) -> (B, 1, 1, T), for every head and query."""
-    if attention_mask.ndim != 2:
-        raise ValueError(f"attention_mask must be (B, T), got shape {tuple(attention_mask.shape)}")
+def padding(attention_mask: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+    """Nobody attends to padding: (B, T) of 1 (token) and 0 (padding) -> (B, 1, 1, T), for every head and query.
+
+    ValueError for other values, and unless it is of the ``shape`` given.
+    """
+    if attention_mask.ndim != 2 or (shape and attention_mask.shape != shape):
+        raise ValueError(f"attention_mask must be {tuple(shape or ()) or '(B, T)'}, got {tuple(attention_mask.shape)}")
     values = set(attention_mask.unique().tolist())
     if not values <= {0, 1}:
         raise ValueError(f"attention_mask must hold 0 and 1 only, got {sorted(values)}")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from minivlm.checkpoints import require
 from minivlm.clip import TOWER_NAMES, TextConfig, TextTower
-from minivlm.decoder import KVCache
-from minivlm.layers import Extend, check_ids, init_weights
+from minivlm.decoder import Cache
+from minivlm.layers import Extend, Maybe, check_ids, init_weights
 from minivlm.masks import causal, padding
 from minivlm.vit import EncoderBlock
 
@@ -45,12 +45,7 @@ class Opt(TextTower):
         return self.embedding(input_ids)
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        *,
-        embeds: Tensor | None = None,
+        self, input_ids: Maybe = None, attention_mask: Maybe = None, cache: Cache = None, *, embeds: Maybe = None
     ) -> Tensor:
         """Ids (B, T), or embeddings (B, T, D) in their stead, -> logits (B, T, V).
 
@@ -60,12 +55,10 @@ class Opt(TextTower):
         past = cache.length if cache else 0
         expected = (len(x), past + x.shape[1])
         seen = x.new_ones(expected, dtype=torch.long) if attention_mask is None else attention_mask.long()
-        if seen.shape != expected or seen.sum(dim=1).max() > self.config.length:
-            raise ValueError(
-                f"attention_mask must be {expected}, got {tuple(seen.shape)}; at most {self.config.length} ones a row"
-            )
+        mask = causal(x.shape[1], past).to(x.device) & padding(seen, expected)  # (B, 1, T, S)
+        if (tokens := seen.sum(dim=1).max()) > self.config.length:
+            raise ValueError(f"{tokens.item()} tokens, but {self.config.length} positions")
         x = x + self.positions[(seen.cumsum(dim=1) * seen - 1 + OFFSET)[:, past:]]
-        mask = causal(x.shape[1], past).to(x.device) & padding(seen)  # (B, 1, T, S)
         for i, block in enumerate(self.blocks):
             x = block(x, mask, partial(cache.extend, i) if cache else None)
         return self.head(self.norm(x))
@@ -76,9 +69,8 @@ class Opt(TextTower):
         width = config.get("hidden_size", 768)
         require(config, "model_type", "opt")
         require(config, "word_embed_proj_dim", width, None)  # OPT-350m alone embeds in another width,
-        require(config, "do_layer_norm_before", True)  # and alone is post-norm
-        require(config, "_remove_final_layer_norm", False)
-        for key in ("enable_bias", "layer_norm_elementwise_affine", "tie_word_embeddings"):
+        require(config, "_remove_final_layer_norm", False)  # and alone is post-norm
+        for key in ("do_layer_norm_before", "enable_bias", "layer_norm_elementwise_affine", "tie_word_embeddings"):
             require(config, key, True)
         shape = {"hidden": config.get("ffn_dim", 3072), "act": config.get("activation_function", "relu")}
         return cls(TextConfig.from_hf(config, vocab_size=50272, length=2048, width=768, heads=12, **shape))
