@@ -7,7 +7,7 @@ Data: pixel_values (B, C, H, W) and input_ids (B, T) -> unit vectors (B, D) for 
 or next-token logits (B, T, V). The first token says which: [CLS], [ENC] or [DEC].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -79,11 +79,7 @@ class Med(nn.Module):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, D), normalised; positions count from 0, padding or not."""
-        check_ids(input_ids, self.config.vocab_size)
-        if input_ids.ndim != 2 or not 0 < input_ids.shape[1] <= self.config.length:
-            raise ValueError(
-                f"input_ids must be (B, T) with 1 <= T <= {self.config.length}, got {tuple(input_ids.shape)}"
-            )
+        check_ids(input_ids, self.config.vocab_size, self.config.length)
         return self.norm(self.words(input_ids) + self.positions.weight[: input_ids.shape[1]])
 
     def run(self, x: Tensor, mask: Tensor, image: Tensor | None = None) -> Tensor:
@@ -98,9 +94,7 @@ class Med(nn.Module):
         if image is not None and len(image) != len(x):
             raise ValueError(f"{len(image)} images for {len(x)} texts")
         if attention_mask is not None:
-            if attention_mask.shape != input_ids.shape:
-                raise ValueError(f"attention_mask must be {tuple(input_ids.shape)}, got {tuple(attention_mask.shape)}")
-            mask = mask.to(x.device) & padding(attention_mask)
+            mask = mask.to(x.device) & padding(attention_mask, input_ids.shape)
         return self.run(x, mask.to(x.device), image)
 
     def share(self, other: "Med", what: str = "all but self-attention") -> None:
@@ -213,18 +207,24 @@ class Blip(nn.Module):
         roles = tuple(role for role, name in known.items() if name in names or not names)
         if not roles:
             raise ValueError(f"this BLIP is neither for retrieval nor for captioning: none of {[*known.values()]}")
-        side, width = vision.get("image_size", 384), vision.get("hidden_size", 768)
-        image = ViTConfig(
-            image_size=(side, side) if isinstance(side, int) else tuple(side),
-            patch=vision.get("patch_size", 16),
-            width=width,
-            layers=vision.get("num_hidden_layers", 12),
-            heads=vision.get("num_attention_heads", 12),
-            hidden=vision.get("intermediate_size", 3072),
-            eps=vision.get("layer_norm_eps", 1e-5),
-            act=vision.get("hidden_act", "gelu"),
-        )
-        return cls(image, MedConfig.from_hf(text, width), config.get("image_text_hidden_size", 256), roles=roles)
+        image = vision_config(vision)
+        return cls(image, MedConfig.from_hf(text, image.width), config.get("image_text_hidden_size", 256), roles=roles)
+
+
+def vision_config(config: dict) -> ViTConfig:
+    """Read a published vision_config; absent keys have the defaults of transformers' BlipVisionConfig."""
+    side = config.get("image_size", 384)
+    return ViTConfig(
+        image_size=(side, side) if isinstance(side, int) else tuple(side),
+        patch=config.get("patch_size", 16),
+        width=config.get("hidden_size", 768),
+        layers=config.get("num_hidden_layers", 12),
+        heads=config.get("num_attention_heads", 12),
+        hidden=config.get("intermediate_size", 3072),
+        eps=config.get("layer_norm_eps", 1e-5),
+        act=config.get("hidden_act", "gelu"),
+        bias=config.get("qkv_bias", True),
+    )
 
 
 @dataclass(frozen=True)
@@ -310,22 +310,12 @@ class Pretraining(nn.Module):
         return (losses[0] + losses[1]) / 2, similarities
 
     def matching(self, states: Tensor, ids: Tensor, seen: Tensor, similarities: list[Tensor]) -> Tensor:
-        """ITM: every true pair, every image with a wrong text, every text with a wrong image."""
-        wrong_text, wrong_image = (draw_negatives(s) for s in similarities)
-        ids = first(ids, self.marks.enc)
-        logits = self.model.match_states(
-            torch.cat([states, states, states[wrong_image]]),
-            torch.cat([ids, ids[wrong_text], ids]),
-            torch.cat([seen, seen[wrong_text], seen]),
-        )
-        target = (torch.arange(len(logits), device=logits.device) < len(ids)).long()
-        return F.cross_entropy(logits, target)
+        """ITM, with [ENC] as the first token."""
+        return matching_loss(self.model.match_states, states, first(ids, self.marks.enc), seen, similarities)
 
     def captioning(self, states: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
         """LM: every token of the caption from those before it and the image."""
-        logits = self.model(first(ids, self.marks.dec), states, seen)[:, :-1]
-        target = ids[:, 1:].masked_fill(seen[:, 1:] == 0, -100)
-        return F.cross_entropy(logits.flatten(0, 1), target.flatten(), label_smoothing=self.smoothing)
+        return caption_loss(self.model(first(ids, self.marks.dec), states, seen), ids, seen, self.smoothing)
 
     def forward(
         self,
@@ -348,6 +338,30 @@ class Pretraining(nn.Module):
         if "lm" in losses:
             found["lm"] = self.captioning(states, input_ids, seen)
         return found
+
+
+def matching_loss(
+    match: Callable[..., Tensor], states: Tensor, ids: Tensor, seen: Tensor, similarities: list[Tensor]
+) -> Tensor:
+    """ITM: every true pair, every image with a wrong text, every text with a wrong image.
+
+    match: image states (P, N, D), texts (P, T) and their attention mask -> logits (P, 2). similarities: of images to
+    texts and of texts to images, (B, B) each; they say which pair is hard to tell from a true one.
+    """
+    wrong_text, wrong_image = (draw_negatives(s) for s in similarities)
+    logits = match(
+        torch.cat([states, states, states[wrong_image]]),
+        torch.cat([ids, ids[wrong_text], ids]),
+        torch.cat([seen, seen[wrong_text], seen]),
+    )
+    target = (torch.arange(len(logits), device=logits.device) < len(ids)).long()
+    return F.cross_entropy(logits, target)
+
+
+def caption_loss(logits: Tensor, ids: Tensor, seen: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy of every token but the first and the padding: logits (B, T, V), ids and seen (B, T)."""
+    target = ids[:, 1:].masked_fill(seen[:, 1:] == 0, -100)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), target.flatten(), label_smoothing=smoothing)
 
 
 def first(ids: Tensor, mark: int) -> Tensor:

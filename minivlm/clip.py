@@ -125,14 +125,9 @@ class TextTower(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """(B, T) ids, (B, T) of 1 and 0, mask (T, T) -> (B, T, D)."""
-        c = self.config
-        check_ids(input_ids, c.vocab_size)
-        if input_ids.ndim != 2 or not 0 < input_ids.shape[1] <= c.length:
-            raise ValueError(f"input_ids must be (B, T) with 1 <= T <= {c.length}, got {tuple(input_ids.shape)}")
+        check_ids(input_ids, self.config.vocab_size, self.config.length)
         if attention_mask is not None:
-            if attention_mask.shape != input_ids.shape:
-                raise ValueError(f"attention_mask must be {tuple(input_ids.shape)}, got {tuple(attention_mask.shape)}")
-            seen = padding(attention_mask)
+            seen = padding(attention_mask, input_ids.shape)
             mask = seen if mask is None else mask & seen
         x = self.embedding(input_ids) + self.positions[: input_ids.shape[1]]
         for block in self.blocks:

@@ -77,6 +77,9 @@ class KVCache:
         return k, v
 
 
+Cache = KVCache | None  # None: every token is computed anew
+
+
 class GroupedQueryAttention(nn.Module):
     """Attention with rotary positions in which several query heads share one key-value head."""
 
@@ -164,9 +167,7 @@ class Decoder(nn.Module):
         mask = causal(length, past) if mask is None else mask
         mask = mask.to(x.device)
         if attention_mask is not None:
-            if attention_mask.shape != (len(x), past + length):
-                raise ValueError(f"attention_mask must be {(len(x), past + length)}, got {tuple(attention_mask.shape)}")
-            mask = mask & padding(attention_mask)  # (B, 1, T, S)
+            mask = mask & padding(attention_mask, (len(x), past + length))  # (B, 1, T, S)
         d = self.config.head_dim or self.config.width // self.config.heads
         positions = torch.arange(past, past + length) if positions is None else positions
         positions = positions[:, None] if positions.ndim == 2 else positions  # (B, 1, T): the same for every head

@@ -64,6 +64,10 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
     return scores.softmax(dim=-1)
 
 
+Maybe = Tensor | None  # an argument that may be left out
+Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # new keys and values (B, h, T, d) -> all of them
+
+
 class Attention(nn.Module):
     """Multi-head attention with learned q, k, v and output projections (Vaswani et al. 2017, section 3.2.2).
 
@@ -80,11 +84,16 @@ class Attention(nn.Module):
         self.v = nn.Linear(memory_width or width, width, bias=bias)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
-        """x (B, T, D), mask broadcastable to (B, h, T, S), memory (B, S, memory width) or None for x -> (B, T, D)."""
+    def forward(self, x: Tensor, mask: Maybe = None, memory: Maybe = None, extend: Extend | None = None) -> Tensor:
+        """x (B, T, D), mask broadcastable to (B, h, T, S), memory (B, S, memory width) or None for x -> (B, T, D).
+
+        extend: puts the keys and values of earlier tokens, from a cache, before the new ones.
+        """
         memory = x if memory is None else memory
         q = split_heads(self.q(x), self.heads)  # (B, h, T, d)
         k, v = (split_heads(project(memory), self.heads) for project in (self.k, self.v))  # (B, h, S, d)
+        if extend is not None:
+            k, v = extend(k, v)
         return self.out(merge_heads(attend(q, k, v, mask)))
 
     def weights(self, x: Tensor, mask: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
@@ -134,11 +143,16 @@ class RMSNorm(nn.Module):
         return self.weight * y.to(x.dtype)
 
 
-def check_ids(input_ids: Tensor, vocab_size: int) -> None:
-    """ValueError that names the first id outside an embedding table of ``vocab_size`` rows."""
+def check_ids(input_ids: Tensor, vocab_size: int, length: int | None = None) -> None:
+    """ValueError that names the first id outside an embedding table of ``vocab_size`` rows.
+
+    With a ``length``, the number of positions: also for ids that are not (B, T) with 1 <= T <= length.
+    """
     outside = input_ids[(input_ids < 0) | (input_ids >= vocab_size)]
     if len(outside):
         raise ValueError(f"token id {outside[0].item()} is outside the vocabulary of {vocab_size}")
+    if length and (input_ids.ndim != 2 or not 0 < input_ids.shape[1] <= length):
+        raise ValueError(f"input_ids must be (B, T) with 1 <= T <= {length}, got {tuple(input_ids.shape)}")
 
 
 def init_weights(module: nn.Module) -> None:

@@ -7,13 +7,13 @@ order of the placeholders -> logits (B, T, V). The placeholders' embeddings are 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minivlm.checkpoints import Names, require
 from minivlm.clip import VISION_NAMES, ClipVision, VisionConfig
-from minivlm.decoder import DECODER_NAMES, Decoder, DecoderConfig, KVCache
+from minivlm.decoder import DECODER_NAMES, Decoder, DecoderConfig
 from minivlm.layers import MLP, init_weights
-from minivlm.multimodal import splice
+from minivlm.multimodal import Prompted
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class LlavaConfig:
         )
 
 
-class Llava(nn.Module):
+class Llava(Prompted):
     def __init__(self, config: LlavaConfig):
         super().__init__()
-        self.config = config
+        self.config, self.image_token_id = config, config.image_token_id
         states = config.vision.layers + 1
         for layer in config.feature_layers:
             if not -states <= layer < states:
@@ -70,29 +70,6 @@ class Llava(nn.Module):
         states = self.vision.hidden_states(pixel_values)
         features = torch.cat([states[layer] for layer in self.config.feature_layers], dim=-1)
         return self.projector(features if self.config.keep_class else features[:, 1:])
-
-    def embed(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
-        """(B, T) and (M, C, H, W) -> (B, T, D): text embeddings, with the image vectors at the placeholders."""
-        places = input_ids == self.config.image_token_id  # (B, T)
-        embeds = self.decoder.embed(input_ids.masked_fill(places, 0))  # the id may lie outside the table
-        return splice(embeds, places, self.encode_images(pixel_values))
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """Ids (B, T), images (M, C, H, W) or None, attention_mask (B, S) -> logits (B, T, V)."""
-        if pixel_values is None:
-            fresh = cache is None or cache.length == 0  # later, a placeholder can only be a token that was generated
-            if fresh and (input_ids == self.config.image_token_id).any():
-                raise ValueError(
-                    f"input_ids hold placeholders (id {self.config.image_token_id}), but no image is given"
-                )
-            return self.decoder(input_ids, attention_mask, cache)
-        return self.decoder(embeds=self.embed(input_ids, pixel_values), attention_mask=attention_mask, cache=cache)
 
     @classmethod
     def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Llava":

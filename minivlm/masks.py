@@ -33,10 +33,27 @@ def prefix(length: int, prefix_length: int) -> Tensor:
     return causal(length) | (torch.arange(length) < prefix_length)[None, :]
 
 
-def padding(attention_mask: Tensor) -> Tensor:
-    """Nobody attends to padding: (B, T) of 1 (token) and 0 (padding) -> (B, 1, 1, T), for every head and query."""
-    if attention_mask.ndim != 2:
-        raise ValueError(f"attention_mask must be (B, T), got shape {tuple(attention_mask.shape)}")
+def unimodal(queries: int, text: int) -> Tensor:
+    """Q-Former, ITC: queries see queries, text sees text: (Q + T, Q + T). Li et al. 2023 (BLIP-2), figure 2."""
+    is_text = torch.arange(queries + text) >= queries
+    return is_text[:, None] == is_text[None, :]
+
+
+def multimodal_causal(queries: int, text: int) -> Tensor:
+    """Q-Former, ITG: queries see queries, text sees all queries and the text up to itself: (Q + T, Q + T).
+
+    Li et al. 2023 (BLIP-2), figure 2. It is a prefix mask: no query sees text, so the image is read without it.
+    """
+    return prefix(queries + text, queries)
+
+
+def padding(attention_mask: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+    """Nobody attends to padding: (B, T) of 1 (token) and 0 (padding) -> (B, 1, 1, T), for every head and query.
+
+    ValueError for other values, and unless it is of the ``shape`` given.
+    """
+    if attention_mask.ndim != 2 or (shape and attention_mask.shape != shape):
+        raise ValueError(f"attention_mask must be {tuple(shape or ()) or '(B, T)'}, got {tuple(attention_mask.shape)}")
     values = set(attention_mask.unique().tolist())
     if not values <= {0, 1}:
         raise ValueError(f"attention_mask must hold 0 and 1 only, got {sorted(values)}")

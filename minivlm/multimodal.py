@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minivlm.bpe import BPETokenizer
-from minivlm.decoder import Decoder, DecoderConfig
-from minivlm.layers import MLP, Attention, init_weights
+from minivlm.decoder import Cache, Decoder, DecoderConfig
+from minivlm.layers import MLP, Attention, Maybe, init_weights
 from minivlm.vit import ViT, ViTConfig
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|image_start|>", "<|image|>", "<|image_end|>", "<|pad|>")
@@ -153,6 +153,31 @@ def splice(embeds: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
             f"{len(vectors)} images take {need} placeholders, {vectors.shape[1]} each; the rows hold {per_row.tolist()}"
         )
     return embeds.masked_scatter(places[..., None], vectors)
+
+
+class Prompted(nn.Module):
+    """A language model in whose prompts every image stands as a run of placeholder ids.
+
+    A subclass has the ``decoder``, the ``image_token_id``, in its table or not, and ``encode_images``.
+    """
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor, **inputs: Tensor) -> Tensor:
+        """(B, T) and (M, C, H, W) -> (B, T, D): text embeddings, with the image vectors at the placeholders."""
+        places = input_ids == self.image_token_id  # (B, T)
+        embeds = self.decoder.embed(input_ids.masked_fill(places, 0))  # the id may lie outside the table
+        return splice(embeds, places, self.encode_images(pixel_values, **inputs))
+
+    def forward(
+        self, input_ids: Tensor, pixel_values: Maybe = None, attention_mask: Maybe = None, cache: Cache = None, **inputs
+    ) -> Tensor:
+        """Ids (B, T), images (M, C, H, W) or None, attention_mask (B, S) -> logits (B, T, V)."""
+        if pixel_values is None:
+            fresh = cache is None or cache.length == 0  # later, a placeholder can only be a token that was generated
+            if fresh and (input_ids == self.image_token_id).any():
+                raise ValueError(f"input_ids hold placeholders (id {self.image_token_id}), but no image is given")
+            return self.decoder(input_ids, attention_mask, cache)
+        embeds = self.embed(input_ids, pixel_values, **inputs)
+        return self.decoder(embeds=embeds, attention_mask=attention_mask, cache=cache)
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ CONCEPTS = [
     ("multimodal",),
     ("clip", "distributed"),
     ("blip",),
-    ("blip2",),
+    ("blip2", "opt"),
     ("llava",),
     ("qwen_vl",),
     ("qwen2_vl",),
@@ -45,7 +45,7 @@ FREE = {
     "__main__",
 }  # import anything, and no other module imports them
 
-MODULE_LINES, PACKAGE_CODE_LINES = 360, 3600
+MODULE_LINES, PACKAGE_CODE_LINES = 360, 4000
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 
 
