@@ -326,6 +326,8 @@ class Pretraining(nn.Module):
         random_negatives: bool = False,
     ) -> dict[str, Tensor]:
         """Images (B, C, H, W) and texts (B, T), [CLS] first and padded on the right -> the losses, by name."""
+        if unknown := {*losses} - {"itc", "itm", "lm"}:
+            raise ValueError(f"unknown loss {min(unknown)!r}")
         seen = (input_ids != self.marks.pad).long()
         states, found = self.model.vision(pixel_values), {}
         batch = pixel_values, input_ids, seen

@@ -3,9 +3,11 @@
 Used by notebook 06 and by tools/capfilt.py.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -102,10 +104,14 @@ class ToyBlip:
         losses: Sequence[str] = LOSSES,
         batch: int = 64,
         random_negatives: bool = False,
+        alike: bool = False,
         seed: int = 0,
         **options,
     ) -> dict[str, list[float]]:
-        """Fit to images (B, 3, 64, 64) and captions by the sum of some of the LOSSES; returns each one's history."""
+        """Fit to images (B, 3, 64, 64) and captions by the sum of some of the LOSSES; returns each one's history.
+
+        ``alike`` makes every second batch one of pairs that name the same objects (see ``mates``).
+        """
         pretraining = Pretraining(self.model, self.marks, queue=QUEUE, momentum=MOMENTUM, ramp=RAMP)
         history = {name: [] for name in losses}
 
@@ -115,7 +121,12 @@ class ToyBlip:
                 history[name].append(value.item())
             return sum(parts.values())
 
-        stream = minibatches(images, self.texts(captions), batch_size=batch, seed=seed)
+        ids = self.texts(captions)
+        stream = minibatches(images, ids, batch_size=batch, seed=seed)
+        if alike:
+            near = minibatches(mates(captions), batch_size=batch // 2, seed=seed)
+            second = ((images[rows.flatten()], ids[rows.flatten()]) for (rows,) in near)
+            stream = chain.from_iterable(zip(stream, second, strict=False))
         fit(pretraining, stream, loss, steps, seed=seed, **RATES | options)
         self.model.eval()
         return history
@@ -124,14 +135,14 @@ class ToyBlip:
     def captions(
         self, images: Tensor, *, top_p: float = 0, generator: torch.Generator | None = None, rows: int = 500
     ) -> list[str]:
-        """One caption an image, greedy or, with ``top_p``, drawn from the nucleus."""
-        end, said = self.tokenizer.special_tokens["[SEP]"], []
+        """One caption an image, greedy or, with ``top_p``, drawn from the nucleus; special tokens are left out."""
+        end, special, said = self.tokenizer.special_tokens["[SEP]"], {*self.tokenizer.special_tokens.values()}, []
         sampled = {"temperature": 1, "top_p": top_p, "generator": generator} if top_p else {}
         for part in images.split(rows):
             start = torch.full((len(part), 1), self.marks.dec)
             image = self.model.vision(part)
             new = generate(self.model, start, 24, eos_id=end, use_cache=False, image=image, **sampled)
-            said += [self.tokenizer.decode([i for i in row if i != end]) for row in new.tolist()]
+            said += [self.tokenizer.decode([i for i in row if i not in special]) for row in new.tolist()]
         return said
 
     @torch.no_grad()
@@ -152,6 +163,26 @@ class ToyBlip:
         """Read what ``save`` wrote."""
         model, tokenizer = from_pretrained(folder), BPETokenizer.load(Path(folder) / "tokenizer.json")
         return cls(model, tokenizer, read_json(Path(folder) / "config.json"))
+
+
+def mates(captions: Sequence[str]) -> Tensor:
+    """Pairs of captions (P, 2), by number, that name the same objects and say another relation or count of them.
+
+    In one batch they are each other's hard negatives: grouped mini-batches, Byun et al. 2022 (GRIT-VLP), section 3.1.
+    """
+    named = defaultdict(list)  # the objects -> (what is said of them, number of the caption)
+    for i, caption in enumerate(captions):
+        phrases, relation = grammar.parse(caption)
+        if relation in ("right of", "below"):  # "B right of A" says the same as "A left of B"
+            phrases, relation = phrases[::-1], grammar.OPPOSITE[relation]
+        things = [(p.color, p.shape, p.size or "") for p in phrases]
+        named[tuple(sorted(things))].append((relation or "", things, phrases[0].count, i))
+    pairs = []
+    for said in named.values():
+        said.sort()
+        half = len(said) // 2
+        pairs += [(a[-1], b[-1]) for a, b in zip(said, said[half:], strict=False) if a[:-1] != b[:-1]]
+    return torch.tensor(pairs)
 
 
 def foils(scene: Scene, rng: Random) -> dict[str, tuple[str, str]]:

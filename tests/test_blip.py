@@ -6,8 +6,11 @@ import pytest
 import torch
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
 
-from minivlm.blip import Blip, MedConfig
+from minivlm.blip import Blip, Marks, MedConfig, Pretraining, draw_negatives
+from minivlm.clip import contrastive_loss
 from minivlm.generation import generate
+from minivlm.masks import bidirectional, causal
+from minivlm.plotting import effective_mask
 from minivlm.pretrained import from_pretrained, save_pretrained
 from minivlm.vit import ViTConfig
 
@@ -149,3 +152,123 @@ def full_size(sharing: str) -> Blip:
     vision = ViTConfig((224, 224), patch=16, width=768, layers=12, heads=12, hidden=3072)
     text = MedConfig(30524, 512, width=768, layers=12, heads=12, hidden=3072, memory=768)
     return Blip(vision, text, 256, sharing=sharing)
+
+
+# The three losses of one batch
+
+
+def pretraining(**options) -> tuple[Pretraining, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    config = random_config(2)
+    model = randomised(Blip.from_hf(config.to_dict()))
+    pixels, ids, _ = batch(config, "right")
+    return Pretraining(model, Marks(cls=45, enc=46, dec=47, pad=0), queue=5, **options), pixels, ids
+
+
+def test_the_slow_copy_is_a_moving_average_and_gets_no_gradient():
+    module, pixels, ids = pretraining(momentum=0.9)
+    pairs = dict(module.model.vision.named_parameters()), dict(module.slow[0].named_parameters())
+    before = {name: p.clone() for name, p in pairs[1].items()}
+    with torch.no_grad():
+        for parameter in pairs[0].values():
+            parameter.add_(1)
+    sum(module(pixels, ids).values()).backward()
+    for name, now in pairs[1].items():
+        assert torch.allclose(now, before[name] + 0.1, atol=1e-5) and now.grad is None
+    assert all(p.grad is not None for p in pairs[0].values())
+
+
+def test_queues_take_in_the_batch_and_lose_the_oldest():
+    module, pixels, ids = pretraining()
+    first_queue = module.images.clone()
+    module(pixels, ids, ("itc",))
+    assert torch.equal(module.images[3:], first_queue[:2]) and module.images.shape == (5, module.images.shape[1])
+    newest = module.slow_features(pixels, ids, (ids != 0).long())
+    assert torch.allclose(module.images[:3], newest[0]) and torch.allclose(module.texts[:3], newest[1])
+    assert (module.images.norm(dim=1) - 1).abs().max() < 1e-5
+
+
+def test_without_softening_and_queue_itc_is_clips_loss_against_the_slow_features():
+    module, pixels, ids = pretraining(soften=0.0, momentum=0.0)  # the copy equals the model
+    module.images, module.texts = module.images[:0], module.texts[:0]
+    loss = module(pixels, ids, ("itc",))["itc"]
+    seen = (ids != 0).long()
+    image, text = module.model.encode_image(pixels), module.model.encode_text(ids, seen)
+    expected = contrastive_loss(image, text, torch.tensor(1 / 0.07).log())
+    assert abs(loss.item() - expected.item()) < 1e-5
+
+
+def test_softened_targets_lie_between_the_copys_opinion_and_the_pair():
+    losses = {}
+    for soften in (0.0, 0.4, 1.0):
+        module, pixels, ids = pretraining(soften=soften)
+        module.step = 1
+        losses[soften] = module(pixels, ids, ("itc",))["itc"].item()
+    assert abs(losses[0.4] - (0.6 * losses[0.0] + 0.4 * losses[1.0])) < 1e-4
+    assert abs(losses[0.0] - losses[1.0]) > 0.01
+
+
+def test_softening_begins_at_zero_and_rises_over_the_ramp():
+    hard, soft = ([], [])
+    for losses, soften in ((hard, 0.0), (soft, 0.4)):
+        module, pixels, ids = pretraining(soften=soften, ramp=2)
+        losses += [module(pixels, ids, ("itc",))["itc"].item() for _ in range(3)]
+    assert hard[0] == soft[0] and hard[1] != soft[1]
+
+
+def test_negatives_are_never_the_own_pair_and_likelier_where_similar():
+    similar = torch.tensor([[9.0, 5.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]])
+    drawn = torch.stack([draw_negatives(similar) for _ in range(2000)])  # (2000, 3)
+    assert (drawn != torch.arange(3)).all()
+    assert (drawn[:, 0] == 1).float().mean() > 0.95
+    assert 0.45 < (drawn[:, 1] == 0).float().mean() < 0.55
+
+
+def test_matching_asks_three_pairs_an_item_and_knows_which_are_true():
+    module, pixels, ids = pretraining()
+    asked = []
+
+    def match_states(image, texts, seen):
+        asked.append((image, texts))
+        known = torch.tensor(
+            [
+                [image[i].equal(states[j]) and texts[i, 1:].equal(ids[j, 1:]) for j in range(3)]
+                for i in range(len(texts))
+            ]
+        ).any(dim=1)
+        return 20 * torch.stack([~known, known], dim=1).float()
+
+    states = module.model.vision(pixels)
+    module.model.match_states = match_states
+    loss = module.matching(states, ids, (ids != 0).long(), [torch.zeros(3, 3)] * 2)
+    image, texts = asked[0]
+    assert len(texts) == 9 and (texts[:, 0] == 46).all() and loss.item() < 1e-6
+
+
+def test_captioning_starts_with_dec_predicts_the_end_and_ignores_padding():
+    module, pixels, ids = pretraining(smoothing=0.0)
+    states, seen = module.model.vision(pixels), (ids != 0).long()
+    loss = module.captioning(states, ids, seen)
+    logits = module.model(torch.cat([torch.full((3, 1), 47), ids[:, 1:]], dim=1), states, seen).log_softmax(-1)
+    expected = [-logits[b, t, ids[b, t + 1]] for b in range(3) for t in range(8) if ids[b, t + 1] != 0]
+    assert torch.allclose(loss, torch.stack(expected).mean(), atol=1e-5)
+
+
+def test_only_the_losses_asked_for_are_computed():
+    module, pixels, ids = pretraining()
+    assert [*module(pixels, ids)] == ["itc", "itm", "lm"]
+    assert [*module(pixels, ids, ("lm", "itm"))] == ["itm", "lm"]
+    with pytest.raises(ValueError, match="unknown loss 'mlm'"):
+        module(pixels, ids, ("mlm",))
+
+
+@pytest.mark.parametrize("mode", ["text", "image-grounded encoder", "decoder"])
+def test_each_mode_obeys_its_mask(mode):
+    model = randomised(Blip.from_hf(random_config(1).to_dict()))
+    med = model.decoder if mode == "decoder" else model.encoder
+    mask = causal(6) if mode == "decoder" else bidirectional(6)
+    x, image = torch.randn(1, 6, med.config.width), torch.randn(1, 4, med.config.memory)
+    seen = None if mode == "text" else image
+    assert torch.equal(effective_mask(lambda x: med.run(x, mask, seen), x), mask)
+    if seen is not None:
+        assert effective_mask(lambda image: med.run(x, mask, image), image).all()

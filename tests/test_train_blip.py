@@ -1,0 +1,131 @@
+"""The small BLIP: it learns, it is saved, and the instruments that measure it measure what they say."""
+
+from random import Random
+
+import pytest
+import torch
+
+from minivlm import grammar, scenes, train_blip
+from minivlm.captioner import pixels
+from minivlm.train_blip import ToyBlip, bootstrap, foils, judgements, mates, retrieval, told_truly
+
+SINGLE = [scene for scene in scenes.sample(600, seed=0) if len(scene.objects) == 1][:150]
+IMAGES, CAPTIONS = pixels([scene.image for scene in SINGLE]), [scene.caption for scene in SINGLE]
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[ToyBlip, dict[str, list[float]]]:
+    toy = ToyBlip.new(CAPTIONS)
+    return toy, toy.train(IMAGES, CAPTIONS, 60, batch=32)
+
+
+def test_the_three_losses_fall(trained):
+    _, history = trained
+    for name, least in (("itc", 1.0), ("itm", 0.02), ("lm", 1.5)):
+        assert len(history[name]) == 60
+        assert sum(history[name][:5]) / 5 - sum(history[name][-5:]) / 5 > least, name
+
+
+def test_a_saved_blip_says_the_same(trained, tmp_path):
+    toy, _ = trained
+    toy.save(tmp_path)
+    again = ToyBlip.load(tmp_path)
+    assert again.captions(IMAGES[:4]) == toy.captions(IMAGES[:4])
+    assert torch.equal(again.matches(IMAGES[:4], CAPTIONS[:4]), toy.matches(IMAGES[:4], CAPTIONS[:4]))
+
+
+def test_rows_at_a_time_change_nothing(trained):
+    toy, _ = trained
+    assert toy.captions(IMAGES[:7], rows=3) == toy.captions(IMAGES[:7])
+    at_once, in_parts = (toy.matches(IMAGES[:7], CAPTIONS[:7], rows=rows) for rows in (1000, 2))
+    assert (at_once - in_parts).abs().max() < 1e-5
+
+
+def test_nucleus_captions_repeat_by_seed_and_differ_from_each_other(trained):
+    toy, _ = trained
+    draws = [toy.captions(IMAGES[:20], top_p=0.9, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize("split", ["train", "composition"])
+def test_a_foil_differs_in_one_word_and_is_false(split):
+    rng, kinds = Random(0), set()
+    for scene in scenes.sample(150, seed=3, split=split):
+        found = foils(scene, rng)
+        kinds |= found.keys()
+        for kind, (true, false) in found.items():
+            assert scenes.is_true(true, scene) and not scenes.is_true(false, scene)
+            assert grammar.parse(false) is not None
+            assert kind in ("count", "relation") or len(true.split()) == len(false.split())
+            if kind not in ("count", "relation"):
+                assert sum(a != b for a, b in zip(true.split(), false.split(), strict=True)) == 1
+    assert kinds == {"color", "shape", "size", "relation", "count"}
+
+
+class Oracle(ToyBlip):
+    """A judge that knows the truth, and vectors that say nothing."""
+
+    def matches(self, images, captions, rows=1000):
+        order = {image.numpy().tobytes(): scene for image, scene in zip(IMAGES, SINGLE, strict=True)}
+        truth = [scenes.is_true(c, order[i.numpy().tobytes()]) for i, c in zip(images, captions, strict=True)]
+        return torch.tensor(truth).float()
+
+
+def test_a_perfect_judge_gets_every_foil_and_repairs_the_ranking(trained):
+    toy, _ = trained
+    oracle = Oracle(toy.model, toy.tokenizer, toy.config)
+    assert set(judgements(oracle, SINGLE, IMAGES).values()) == {1.0}
+    found = retrieval(oracle, SINGLE, IMAGES, among=len(SINGLE))
+    assert found["image to text, re-ranked"] == found["text to image, re-ranked"] == 1.0
+    assert found == retrieval(oracle, SINGLE, IMAGES, among=len(SINGLE))
+
+
+def test_untrained_blip_is_at_chance():
+    toy = ToyBlip.new(CAPTIONS)
+    assert 0.45 <= judgements(toy, SINGLE, IMAGES)["all"] <= 0.55
+    assert retrieval(toy, SINGLE, IMAGES)["image to text"] < 0.2
+    assert told_truly(toy, SINGLE, IMAGES) < 0.1
+
+
+def test_the_sets_of_capfilt_are_made_of_the_webs_pairs_and_one_caption_for_each_image(trained):
+    toy, _ = trained
+    web = CAPTIONS[1:] + CAPTIONS[:1]
+    sets = bootstrap(toy, IMAGES, web, (IMAGES[:64], CAPTIONS[:64]), steps=2)
+    assert sets["web"] == list(enumerate(web))
+    assert set(sets["F"]) <= set(sets["web"]) and len(sets["C"]) == 2 * len(web)
+    assert sets["C"][: len(web)] == sets["web"] and [i for i, _ in sets["C"][len(web) :]] == [*range(len(web))]
+    assert set(sets["F"]) <= set(sets["C+F"]) <= set(sets["C"])
+    assert len(sets["F"]) < len(sets["C+F"]) < len(sets["C"])
+
+
+def test_mates_name_the_same_objects_and_say_another_thing_of_them():
+    captions = [
+        "a small red circle left of a large blue square",
+        "a large blue square right of a small red circle",  # says the same
+        "a small red circle above a large blue square",
+        "two green stars",
+        "there are three green stars",
+        "a large green star",
+    ]
+    pairs = mates(captions).tolist()
+    assert {frozenset(pair) for pair in pairs} <= {frozenset(p) for p in ((0, 2), (1, 2), (3, 4))}
+    assert len(pairs) >= 2 and [3, 4] in pairs
+
+
+def test_every_second_batch_is_made_of_mates(monkeypatch):
+    found = scenes.sample(400, seed=1)
+    captions, seen = [scene.caption for scene in found], []
+
+    def watch(model, stream, loss, steps, **options):
+        seen.extend(next(stream)[1] for _ in range(4))
+
+    monkeypatch.setattr(train_blip, "fit", watch)
+    toy = ToyBlip.new(captions)
+    toy.train(pixels([scene.image for scene in found]), captions, 4, batch=8, alike=True)
+    first_words = [toy.tokenizer.decode(row.tolist()) for row in seen[1]]
+    assert len(seen) == 4 and seen[0].shape == seen[1].shape == (8, seen[0].shape[1])
+
+    def colours(text):
+        return sorted(word for word in text.replace("[", " ").split() if word in grammar.COLORS)
+
+    assert all(colours(a) == colours(b) for a, b in zip(first_words[::2], first_words[1::2], strict=True))
