@@ -24,7 +24,7 @@ from minivlm.vit import as_rgb, sincos_2d, to_pixels
 
 SPECIAL = ("<|image|>", "<|end|>", "<|pad|>")
 IMAGE_SIZE, PATCH, WIDTH = 64, 16, 96
-SCENES, BATCH, STEPS = 8000, 128, 350  # some 55 s on one core
+SCENES, BATCH, STEPS = 8000, 128, 350  # 55 to 80 s on one core
 SMOOTHING = 0.1  # of the labels: the language model must not rule out a colour-shape pair that it never read
 RATES = {"muon_lr": 0.015, "adamw_lr": 2e-3, "weight_decay": 0.1}
 MEAN, STD = tuple(value / 255 for value in BACKGROUND), (0.125, 0.125, 0.125)  # the empty picture is zero

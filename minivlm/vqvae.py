@@ -249,7 +249,7 @@ def train_vqvae(
 ) -> tuple[VQVAE, dict[str, list[float]]]:
     """Train on scenes (B, 3, H, W) in 0..1; returns model and history. ``changes`` are fields of the configuration.
 
-    1,500 steps take about 20 s on one core.
+    1,500 steps take 20 to 45 s on one core.
     """
     options = {"mean": tuple(value / 255 for value in BACKGROUND), "variance": images.var().item()}
     options |= {"decay": 0.95, "restart": 0.5}
