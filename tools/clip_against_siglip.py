@@ -2,9 +2,9 @@
 
     python tools/clip_against_siglip.py [--pairs 19200] [--batches 16 64 256] [--seeds 0 1]
 
-About seven minutes on one core. Every run sees the same number of pairs, drawn with the same seed, and starts from the
-same towers; the learning rates are those of the toy captioner for all. Measured on 250 scenes of the composition stream
-with seed 5 (not the files in data/scenes): recall at 1 both ways, where every true caption counts as right, and
+Seven to twelve minutes on one core. Every run sees the same number of pairs, drawn with the same seed, and starts from
+the same towers; the learning rates are those of the toy captioner for all. Measured on 250 scenes of the composition
+stream with seed 5 (not the files in data/scenes): recall at 1 both ways, where every true caption counts as right, and
 how often the true caption beats the one with the colours of its two objects exchanged (chance 50 %).
 """
 
