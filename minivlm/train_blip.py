@@ -126,7 +126,7 @@ class ToyBlip:
         if alike:
             near = minibatches(mates(captions), batch_size=batch // 2, seed=seed)
             second = ((images[rows.flatten()], ids[rows.flatten()]) for (rows,) in near)
-            stream = chain.from_iterable(zip(stream, second, strict=False))
+            stream = chain.from_iterable(zip(stream, second, strict=True))  # both are endless
         fit(pretraining, stream, loss, steps, seed=seed, **RATES | options)
         self.model.eval()
         return history
@@ -181,7 +181,7 @@ def mates(captions: Sequence[str]) -> Tensor:
     for said in named.values():
         said.sort()
         half = len(said) // 2
-        pairs += [(a[-1], b[-1]) for a, b in zip(said, said[half:], strict=False) if a[:-1] != b[:-1]]
+        pairs += [(a[-1], b[-1]) for a, b in zip(said[:half], said[-half:], strict=True) if a[:-1] != b[:-1]]
     return torch.tensor(pairs)
 
 
