@@ -181,7 +181,9 @@ def mates(captions: Sequence[str]) -> Tensor:
     for said in named.values():
         said.sort()
         half = len(said) // 2
-        pairs += [(a[-1], b[-1]) for a, b in zip(said[:half], said[-half:], strict=True) if a[:-1] != b[:-1]]
+        pairs += [
+            (a[-1], b[-1]) for a, b in zip(said[: len(said) - half], said[half:], strict=True) if a[:-1] != b[:-1]
+        ]
     return torch.tensor(pairs)
 
 
