@@ -166,24 +166,24 @@ class ToyBlip:
 
 
 def mates(captions: Sequence[str]) -> Tensor:
-    """Pairs of captions (P, 2), by number, that name the same objects and say another relation or count of them.
+    """Pairs of captions (P, 2), by number, that name the same objects and contradict each other.
 
+    Two of "A left of B" and "B left of A", or two counts of one thing; "A above B" may be true as well, and is none.
     In one batch they are each other's hard negatives: grouped mini-batches, Byun et al. 2022 (GRIT-VLP), section 3.1.
     """
-    named = defaultdict(list)  # the objects -> (what is said of them, number of the caption)
+    groups = defaultdict(list)  # the objects and the axis of their relation -> (their order, their count, caption)
     for i, caption in enumerate(captions):
         phrases, relation = grammar.parse(caption)
         if relation in ("right of", "below"):  # "B right of A" says the same as "A left of B"
             phrases, relation = phrases[::-1], grammar.OPPOSITE[relation]
         things = [(p.color, p.shape, p.size or "") for p in phrases]
-        named[tuple(sorted(things))].append((relation or "", things, phrases[0].count, i))
+        groups[relation, *sorted(things)].append((things, phrases[0].count, i))
     pairs = []
-    for said in named.values():
-        said.sort()
-        half = len(said) // 2
-        pairs += [
-            (a[-1], b[-1]) for a, b in zip(said[: len(said) - half], said[half:], strict=True) if a[:-1] != b[:-1]
-        ]
+    for group in groups.values():
+        group.sort()
+        half = len(group) // 2
+        opposite = zip(group[: len(group) - half], group[half:], strict=True)
+        pairs += [(a[-1], b[-1]) for a, b in opposite if a[:-1] != b[:-1]]
     return torch.tensor(pairs)
 
 
