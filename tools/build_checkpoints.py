@@ -1,7 +1,7 @@
 """Train the small frozen models of data/checkpoints again: python tools/build_checkpoints.py [vqvae] [blip]
 
 vqvae: images of 64 x 64 pixels <-> 8 x 8 codes (minivlm/vqvae.py); two minutes on one core.
-blip: retrieval, matching and captions of scenes (minivlm/train_blip.py); BLIP_MINUTES minutes.
+blip: retrieval, matching and captions of scenes (minivlm/train_blip.py); some 16 minutes.
 
 Another CPU gives other weights, because sums differ in the last digit and training makes much of it. What must hold is
 the quality that is printed; a test asks for it.
@@ -13,12 +13,19 @@ import torch
 
 from minivlm import scenes, vqvae
 from minivlm.captioner import pixels
-from minivlm.train_blip import ToyBlip, judgements, retrieval, told_truly
+from minivlm.train_blip import LOSSES, ToyBlip, judgements, retrieval, told_truly
 
 FOLDER = scenes.DATA.parent / "checkpoints"
 SPLITS = ("val", "test", "composition")
 SCENES, STEPS = 16_000, 8000
-BLIP_SCENES, BLIP_STEPS, BLIP_MORE = 8000, 1000, 700
+BLIP_SCENES = 8000
+BLIP_PHASES = (  # losses, steps, batch, captions that contradict each other side by side, Muon's learning rate, seed
+    (LOSSES, 1000, 64, False, 0.015, 0),
+    (("lm",), 700, 64, False, 0.015, 2),
+    (LOSSES, 500, 64, True, 0.015, 10),
+    (LOSSES, 500, 128, True, 0.02, 10),
+    (LOSSES, 650, 128, True, 0.015, 10),
+)
 
 
 def build_vqvae() -> None:
@@ -34,22 +41,27 @@ def build_vqvae() -> None:
         print(f"perplexity {vqvae.perplexity(ids, k):.1f}")
 
 
+def report(toy: ToyBlip, name: str, found: list[scenes.Scene]) -> None:
+    asked = pixels([scene.image for scene in found])
+    measured = {"true captions": told_truly(toy, found, asked)} | retrieval(toy, found, asked)
+    measured |= {f"ITM, {kind}": value for kind, value in judgements(toy, found, asked).items()}
+    print(f"{name}: " + ", ".join(f"{what} {value:.1%}" for what, value in measured.items()), flush=True)
+
+
 def build_blip() -> None:
-    """Ordinary batches first; then every second one is of captions that name the same objects, for ITM."""
+    """All three losses; LM alone, which learns the relation sooner when alone; then all three again, for ITM's sake."""
     train = scenes.sample(BLIP_SCENES, seed=0)
     images, captions = pixels([scene.image for scene in train]), [scene.caption for scene in train]
-    toy = ToyBlip.new(captions)
-    toy.train(images, captions, BLIP_STEPS)
-    toy.train(images, captions, BLIP_MORE, alike=True, seed=1)
+    toy, held_out = ToyBlip.new(captions), scenes.sample(250, seed=5, split="composition")
+    for losses, steps, batch, alike, rate, seed in BLIP_PHASES:
+        rates = {"muon_lr": rate, "adamw_lr": rate * 2 / 15}
+        toy.train(images, captions, steps, losses=losses, batch=batch, alike=alike, seed=seed, **rates)
+        report(toy, f"{'+'.join(losses)}, {steps} steps of {batch}; other composition scenes", held_out)
     toy.model.half()  # half the size on disk
     toy.save(FOLDER / "blip")
     toy = ToyBlip.load(FOLDER / "blip")
     for split in SPLITS:
-        found = scenes.load(split)
-        asked = pixels([scene.image for scene in found])
-        measured = {"true captions": told_truly(toy, found, asked)} | retrieval(toy, found, asked)
-        measured |= {f"ITM, {kind}": value for kind, value in judgements(toy, found, asked).items()}
-        print(f"{split}: " + ", ".join(f"{name} {value:.1%}" for name, value in measured.items()))
+        report(toy, split, scenes.load(split))
 
 
 BUILD = {"vqvae": build_vqvae, "blip": build_blip}
