@@ -137,12 +137,14 @@ def accepts(asked: Question, answer: str, scene: Scene) -> bool:
 
     A caption, a place and an object are judged by the objects; one word, of which there is one, by its meaning.
     """
-    forms, answer = _forms(asked.kind), answer.strip().lower().removesuffix(".")
-    if forms is PHRASINGS["caption"]:
+    _forms(asked.kind)  # an unknown kind is an error, not a wrong answer
+    answer = answer.strip().removesuffix(".")
+    answer = answer[:1].lower() + answer[1:]  # not all of it: a label may be in capitals
+    if asked.kind == "caption":
         return is_true(answer, scene)
-    if forms is PHRASINGS["relation"]:
+    if asked.kind == "relation":
         return is_true(_indefinite(f"{_slots(asked)['noun']} {answer}"), scene)
-    if forms is PHRASINGS["which"]:
+    if asked.kind == "which":
         return len(_named(answer, scene)) == 1 and _named(answer, scene) == _named(asked.answer, scene)
     return SYNONYMS.get(answer, answer) in asked.answers
 
