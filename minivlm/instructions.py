@@ -52,7 +52,7 @@ def listing(scene: Scene, rng: Random | None = None) -> str:
 
 
 def conversation(scene: Scene, rng: Random, held_out: bool = False) -> list[Question]:
-    """Two to four turns, half of them questions of the scene and half yes/no probes."""
+    """Two to four turns: questions of the scene and yes/no probes, as many of each or one question more."""
     count = rng.randint(2, 4)
     turns = rng.sample(scene.questions, (count + 1) // 2) + rng.sample(_probes(scene), count // 2)
     return [phrase(turn, rng, held_out) for turn in rng.sample(turns, count)]
@@ -61,11 +61,11 @@ def conversation(scene: Scene, rng: Random, held_out: bool = False) -> list[Ques
 def _probes(scene: Scene) -> list[Question]:
     """The scene's probes, without those whose false one names a held-out colour-shape pair that is not there.
 
-    The answer in training would always be "no": a model would learn that such things do not exist.
+    In training, which shows no such pair, that answer would always be "no": a model would learn to give it unseen.
     """
     pairs = [f"{color} {shape}" for color, shape in HELD_OUT]
-    kept = []
-    for true, false in zip(scene.probes[::2], scene.probes[1::2], strict=True):
+    probes, kept = scene.probes, []
+    for true, false in zip(probes[::2], probes[1::2], strict=True):
         if not any(pair in false.text and pair not in true.text for pair in pairs):
             kept += [true, false]
     return kept
@@ -145,7 +145,7 @@ def accepts(asked: Question, answer: str, scene: Scene) -> bool:
     if asked.kind == "relation":
         return is_true(_indefinite(f"{_slots(asked)['noun']} {answer}"), scene)
     if asked.kind == "which":
-        return len(_named(answer, scene)) == 1 and _named(answer, scene) == _named(asked.answer, scene)
+        return [] != _named(answer, scene) == _named(asked.answer, scene)
     return SYNONYMS.get(answer, answer) in asked.answers
 
 

@@ -143,6 +143,12 @@ def test_no_training_text_asks_for_a_colour_and_a_shape_that_are_never_shown_tog
     assert not [text for text in texts(corpus(TRAIN, 0)) if held_out.search(text)]
 
 
+def test_a_held_out_pair_that_a_scene_shows_is_asked_about_with_both_answers():
+    for s in [s for s in SCENES[300:] if len(s.questions) > 7][:10]:
+        about = {probe.text for probe in s.probes if probe.text.startswith("is the ")}
+        assert about and about <= {turn.text for seed in range(400) for turn in conversation(s, Random(seed))}
+
+
 def test_as_many_probes_are_true_as_false():
     answers = [t.answer for i, s in enumerate(SCENES * 5) for t in conversation(s, Random(i)) if t.kind == "yes/no"]
     assert 0.46 < answers.count("yes") / len(answers) < 0.54
@@ -177,6 +183,8 @@ def test_a_question_can_be_put_from_any_phrasing_into_any_other():
     other = phrase(plain, Random(0), held_out=True)
     assert other.text == "tell me the colour of the crosses."
     assert plain in {phrase(other, Random(seed)) for seed in range(10)}
+    probe = Question("yes or no: is there a red circle?", ("yes",), "yes/no")
+    assert "is there a red circle?" in {phrase(probe, Random(seed)).text for seed in range(10)}
     single = Question("name the colour of the cross.", ("red",), "colour")
     assert "what colour is the cross?" in {phrase(single, Random(seed)).text for seed in range(10)}
 
@@ -219,7 +227,7 @@ def test_answers_of_another_scene_are_mostly_refused(turns, kind, most):
         (
             "say where the large blue square is.",
             "relation",
-            ["right of the small red circle", "under the red circle"],
+            ["right of the small red circle", "to the right of a red circle", "under the red circle"],
             ["left of the small red circle", "right of the large blue square", "the small red circle"],
         ),
         (
@@ -243,6 +251,11 @@ def test_every_right_wording_is_accepted_and_no_wrong_one(text, kind, right, wro
     turn = Question(text, (first.get(kind, "two"),), kind)
     assert [answer for answer in right if not accepts(turn, answer, PAIR)] == []
     assert [answer for answer in wrong if accepts(turn, answer, PAIR)] == []
+
+
+def test_nothing_is_right_about_an_object_that_is_not_there():
+    turn = Question("which object is larger?", ("the large red cross",), "which")
+    assert not any(accepts(turn, answer, PAIR) for answer in ("the large red cross", "the blue square", "red", ""))
 
 
 def test_zero_may_be_said_in_three_ways():
