@@ -34,7 +34,7 @@ CONCEPTS = [
 ]
 SHARED = {
     *("layers", "masks", "rope", "decoder", "training", "generation", "plotting"),
-    *("scenes", "grammar", "questions", "reading"),
+    *("scenes", "grammar", "questions", "instructions", "reading"),
     *("checkpoints", "__init__"),
 }
 FREE = {
