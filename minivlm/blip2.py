@@ -290,8 +290,8 @@ def prompt_loss(
 ) -> Tensor:
     """Stage 2 (section 3.3): images (B, C, H, W) and texts (B, T) -> the language model's loss of the text alone.
 
-    The queries, projected, stand before the text as a soft prompt; ``freeze`` the model first. instruction: as in
-    ``Blip2.encode_images``.
+    The queries, projected, stand before the text as a soft prompt; ``freeze`` the model first.
+    instruction: see ``Blip2.encode_images``.
     """
     queries, token = model.qformer.config.queries, model.image_token_id
     seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
