@@ -204,16 +204,19 @@ class Blip2(Prompted):
         """
         return self._need("head")(self.qformer.speak(input_ids, attention_mask, image, cache))
 
-    def encode_images(self, pixel_values: Tensor, **instruction: Tensor) -> Tensor:
+    def encode_images(self, pixel_values: Tensor, instruction: Maybe = None, instruction_mask: Maybe = None) -> Tensor:
         """(M, C, H, W) -> the soft prompt (M, Q, D) in the language model's width.
 
-        instruction: input_ids and attention_mask (M, T) for a Q-Former that sees them (InstructBLIP).
+        instruction: ids (M, T) for a Q-Former that sees them (InstructBLIP), and their attention mask (M, T).
         """
         self._need("decoder")
-        return self.projection(self.qformer(self.vision(pixel_values), **instruction))
+        return self.projection(self.qformer(self.vision(pixel_values), instruction, instruction_mask))
 
     def forward(self, input_ids: Tensor, *args, **inputs) -> Tensor:
-        """As ``Prompted``: ids (B, T), pixel_values (M, C, H, W), attention_mask, cache, instruction -> (B, T, V)."""
+        """As ``Prompted``: ids (B, T), pixel_values (M, C, H, W), attention_mask, cache -> (B, T, V).
+
+        instruction, instruction_mask: as in ``encode_images``; the ids are then the language model's own prompt.
+        """
         self._need("decoder")
         return super().forward(input_ids, *args, **inputs)
 
@@ -282,16 +285,19 @@ class FirstStage(nn.Module):
         return {"itc": itc, "itm": itm, "itg": caption_loss(logits, input_ids, seen, self.smoothing)}
 
 
-def prompt_loss(model: Blip2, pixel_values: Tensor, input_ids: Tensor, attention_mask: Maybe = None) -> Tensor:
+def prompt_loss(
+    model: Blip2, pixel_values: Tensor, input_ids: Tensor, attention_mask: Maybe = None, **instruction: Tensor
+) -> Tensor:
     """Stage 2 (section 3.3): images (B, C, H, W) and texts (B, T) -> the language model's loss of the text alone.
 
     The queries, projected, stand before the text as a soft prompt; ``freeze`` the model first.
+    instruction: see ``Blip2.encode_images``.
     """
     queries, token = model.qformer.config.queries, model.image_token_id
     seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     labels = F.pad(input_ids.masked_fill(seen == 0, IGNORE), (queries, 0), value=IGNORE)
     ids, seen = F.pad(input_ids, (queries, 0), value=token), F.pad(seen, (queries, 0), value=1)
-    return answer_loss(model(ids, pixel_values, seen), labels)
+    return answer_loss(model(ids, pixel_values, seen, **instruction), labels)
 
 
 PUBLISHED = [  # our name -> the published one

@@ -332,6 +332,25 @@ def test_stage_two_is_the_loss_of_the_text_behind_a_soft_prompt(kind):
     assert generated.shape == (3, 4)
 
 
+def test_an_instruction_reaches_the_queries_through_every_call_of_stage_two():
+    first = stage1(6)
+    language = Opt.from_hf({"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50})
+    model = randomised(Blip2(first.vision.config, first.qformer.config, decoder=language))
+    queries = model.qformer.config.queries
+    pixels, ids, mask = batch(random_config(6), "right")
+    asked = {"instruction": ids, "instruction_mask": mask}
+    prompt = torch.cat([torch.full((3, queries), -1), torch.randint(3, 45, (3, 4))], dim=1)
+    with torch.no_grad():
+        soft = model.projection(model.qformer(model.vision(pixels), ids, mask))
+        expected = language(embeds=torch.cat([soft, language.embed(prompt[:, queries:])], dim=1))
+        assert (model(prompt, pixels, **asked) - expected).abs().max() < 1e-5
+        assert (model(prompt, pixels) - expected).abs().max() > 1e-3
+        loss = F.cross_entropy(expected[:, queries - 1 : -1].flatten(0, 1), prompt[:, queries:].flatten())
+        assert torch.allclose(prompt_loss(model, pixels, prompt[:, queries:], **asked), loss, atol=1e-5)
+    said = [generate(model, prompt, 5, pixel_values=pixels, use_cache=flag, **asked) for flag in (True, False)]
+    assert torch.equal(*said)
+
+
 def full_size(language: Opt | None) -> Blip2:
     vision = ViTConfig((224, 224), patch=14, width=1408, layers=39, heads=16, hidden=6144, eps=1e-6)
     qformer = QFormerConfig(30523, 512, width=768, layers=12, heads=12, hidden=3072, memory=1408)
