@@ -56,7 +56,7 @@ def pixels(images: Sequence[Image.Image]) -> Tensor:
     return to_pixels(square, mean=MEAN, std=STD)
 
 
-def vary_channels(pixel_values: Tensor) -> Tensor:
+def vary_channels(pixel_values: Tensor, erased: float = 0.2) -> Tensor:
     """Images (B, 3, H, W) with each colour channel up to 20 % stronger or weaker, and one in five without one channel.
 
     Zero is the background, so a channel without contrast is zero. Why: circles and squares are both shown in red, blue
@@ -64,7 +64,7 @@ def vary_channels(pixel_values: Tensor) -> Tensor:
     alone, and yellow, of which no square is shown, differs by 64 there. With channels missing, each must do.
     """
     contrast = 1 + 0.2 * (2 * torch.rand(len(pixel_values), 3) - 1)
-    missing = F.one_hot(torch.randint(3, (len(pixel_values),)), 3) * (torch.rand(len(pixel_values), 1) < 0.2)
+    missing = F.one_hot(torch.randint(3, (len(pixel_values),)), 3) * (torch.rand(len(pixel_values), 1) < erased)
     return pixel_values * (contrast * (1 - missing))[..., None, None].to(pixel_values)
 
 

@@ -105,18 +105,21 @@ class ToyBlip:
         batch: int = 64,
         random_negatives: bool = False,
         alike: bool = False,
+        erased: float = 0.2,
         seed: int = 0,
         **options,
     ) -> dict[str, list[float]]:
         """Fit to images (B, 3, 64, 64) and captions by the sum of some of the LOSSES; returns each one's history.
 
-        ``alike`` makes every second batch one of pairs that name the same objects (see ``mates``).
+        ``alike`` makes every second batch one of captions that contradict each other (see ``mates``). ``erased``
+        is the share of images that lose a colour channel (``captioner.vary_channels``).
         """
         pretraining = Pretraining(self.model, self.marks, queue=QUEUE, momentum=MOMENTUM, ramp=RAMP)
         history = {name: [] for name in losses}
 
         def loss(module: Pretraining, batch: tuple[Tensor, Tensor]) -> Tensor:
-            parts = module(vary_channels(batch[0]), batch[1], losses, random_negatives=random_negatives)
+            pictures = vary_channels(batch[0], erased)
+            parts = module(pictures, batch[1], losses, random_negatives=random_negatives)
             for name, value in parts.items():
                 history[name].append(value.item())
             return sum(parts.values())

@@ -58,6 +58,11 @@ def test_varied_channels_keep_the_paper_and_lose_one_colour_in_a_fifth_of_the_im
     assert 0.8 <= kept.min() < 0.81 and 1.19 < kept.max() <= 1.2
 
 
+def test_no_channel_is_erased_when_none_shall_be():
+    kept = vary_channels(torch.ones(500, 3, 2, 2), erased=0.0)[:, :, 0, 0]
+    assert kept.min() >= 0.8 and kept.max() <= 1.2
+
+
 def test_the_colours_shown_as_circle_and_as_square_stand_out_in_green_and_yellow_does_not():
     both = {color for color in scenes.PALETTE if {(color, "circle"), (color, "square")} <= set(scenes.SEEN)}
     green = {color: scenes.BACKGROUND[1] - rgb[1] for color, rgb in scenes.PALETTE.items()}

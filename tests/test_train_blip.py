@@ -140,13 +140,13 @@ def test_every_second_batch_is_made_of_mates(monkeypatch):
     assert all(colours(a) == colours(b) for a, b in zip(first_words[::2], first_words[1::2], strict=True))
 
 
-@pytest.mark.parametrize("split", ["val", "composition"])
-def test_the_frozen_blip_captions_judges_and_ranks_well(split):
+@pytest.mark.parametrize("split, captions", [("val", 0.9), ("composition", 0.7)])
+def test_the_frozen_blip_judges_ranks_and_captions_well(split, captions):
     folder = scenes.DATA.parent / "checkpoints" / "blip"
     assert (folder / "model.safetensors").stat().st_size < 2_000_000
     toy, found = ToyBlip.load(folder), scenes.load(split)[:120]
     asked = pixels([scene.image for scene in found])
-    assert told_truly(toy, found, asked) > 0.85
-    assert judgements(toy, found, asked)["all"] > 0.85
+    assert told_truly(toy, found, asked) > captions
+    assert judgements(toy, found, asked)["all"] > 0.9
     ranked = retrieval(toy, found, asked)
-    assert min(ranked["image to text, re-ranked"], ranked["text to image, re-ranked"]) > 0.85
+    assert min(ranked["image to text, re-ranked"], ranked["text to image, re-ranked"]) > 0.95
