@@ -256,7 +256,13 @@ def told_truly(toy: ToyBlip, scenes: Sequence[Scene], images: Tensor) -> float:
 
 
 def bootstrap(
-    base: ToyBlip, images: Tensor, web: Sequence[str], clean: tuple[Tensor, Sequence[str]], steps: int, seed: int = 0
+    base: ToyBlip,
+    images: Tensor,
+    web: Sequence[str],
+    clean: tuple[Tensor, Sequence[str]],
+    steps: int,
+    seed: int = 0,
+    **options,
 ) -> dict[str, list[tuple[int, str]]]:
     """CapFilt (section 3.3) -> four data sets, as (number of an image, caption): "web", "F", "C", "C+F".
 
@@ -265,8 +271,8 @@ def bootstrap(
     those of the web's (F), and of the captioner's (C+F), that it finds not to match.
     """
     captioner, judge = deepcopy(base), deepcopy(base)
-    captioner.train(*clean, steps, losses=("lm",), seed=seed)
-    judge.train(*clean, steps, losses=("itc", "itm"), seed=seed)
+    captioner.train(*clean, steps, losses=("lm",), seed=seed, **options)
+    judge.train(*clean, steps, losses=("itc", "itm"), seed=seed, **options)
     written = captioner.captions(images, top_p=0.9, generator=torch.Generator().manual_seed(seed))
     found, kept = {}, {}
     for name, texts in (("web", web), ("written", written)):
