@@ -89,9 +89,10 @@ class ToyBlip:
         return Marks(cls, enc, dec, pad)
 
     def texts(self, captions: Sequence[str]) -> Tensor:
-        """Captions -> (B, T) ids: [CLS], the words, [SEP], padding."""
+        """Captions -> (B, T) ids: [CLS], the words, [SEP], padding; a text with more tokens than positions is cut."""
         pad, cls, sep, *_ = (self.tokenizer.special_tokens[name] for name in SPECIAL)
-        rows = [[cls, *self.tokenizer.encode(text), sep] for text in captions]
+        room = self.config["text_config"]["max_position_embeddings"] - 2
+        rows = [[cls, *self.tokenizer.encode(text)[:room], sep] for text in captions]
         longest = max(map(len, rows))
         return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
 

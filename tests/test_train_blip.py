@@ -34,6 +34,13 @@ def test_a_saved_blip_says_the_same(trained, tmp_path):
     assert torch.equal(again.matches(IMAGES[:4], CAPTIONS[:4]), toy.matches(IMAGES[:4], CAPTIONS[:4]))
 
 
+def test_a_text_longer_than_the_positions_is_cut_and_still_ends():
+    toy = ToyBlip.new(CAPTIONS)
+    ids = toy.texts(["a small red circle " * 20, CAPTIONS[0]])
+    assert ids.shape[1] == 32 and ids[0, -1] == toy.tokenizer.special_tokens["[SEP]"]
+    assert toy.matches(IMAGES[:2], ["a small red circle " * 20, CAPTIONS[0]]).shape == (2,)
+
+
 def test_rows_at_a_time_change_nothing(trained):
     toy, _ = trained
     assert toy.captions(IMAGES[:7], rows=3) == toy.captions(IMAGES[:7])
@@ -87,15 +94,20 @@ def test_untrained_blip_is_at_chance():
     assert told_truly(toy, SINGLE, IMAGES) < 0.1
 
 
-def test_the_sets_of_capfilt_are_made_of_the_webs_pairs_and_one_caption_for_each_image(trained):
+def test_the_sets_of_capfilt_are_what_a_filter_lets_through_of_the_web_and_of_the_captioner(trained):
     toy, _ = trained
-    web = CAPTIONS[1:] + CAPTIONS[:1]
-    sets = bootstrap(toy, IMAGES, web, (IMAGES[:64], CAPTIONS[:64]), steps=2)
-    assert sets["web"] == list(enumerate(web))
-    assert set(sets["F"]) <= set(sets["web"]) and len(sets["C"]) == 2 * len(web)
-    assert sets["C"][: len(web)] == sets["web"] and [i for i, _ in sets["C"][len(web) :]] == [*range(len(web))]
-    assert set(sets["F"]) <= set(sets["C+F"]) <= set(sets["C"])
-    assert len(sets["F"]) < len(sets["C+F"]) < len(sets["C"])
+    oracle = Oracle(toy.model, toy.tokenizer, toy.config)
+    web = CAPTIONS[1:41] + CAPTIONS[:1] + CAPTIONS[41:]  # the first 41 are each other's
+    sets = bootstrap(oracle, IMAGES, web, (IMAGES[:64], CAPTIONS[:64]), steps=2)
+    written = sets["C"][len(web) :]
+
+    def true(pairs):
+        return [(i, text) for i, text in pairs if scenes.is_true(text, SINGLE[i])]
+
+    assert sets["web"] == sets["C"][: len(web)] == list(enumerate(web))
+    assert [i for i, _ in written] == [*range(len(web))]
+    assert sets["F"] == true(sets["web"]) and sets["C+F"] == true(sets["web"]) + true(written)
+    assert len(web) - 41 <= len(sets["F"]) < len(web)
 
 
 def test_mates_name_the_same_objects_and_contradict_each_other():
