@@ -237,6 +237,9 @@ class Marks:
     pad: int
 
 
+LOSSES = ("itc", "itm", "lm")
+
+
 class Pretraining(nn.Module):
     """The three losses of one batch (section 3.2); their plain sum is minimised.
 
@@ -321,12 +324,12 @@ class Pretraining(nn.Module):
         self,
         pixel_values: Tensor,
         input_ids: Tensor,
-        losses: Sequence[str] = ("itc", "itm", "lm"),
+        losses: Sequence[str] = LOSSES,
         *,
         random_negatives: bool = False,
     ) -> dict[str, Tensor]:
         """Images (B, C, H, W) and texts (B, T), [CLS] first and padded on the right -> the losses, by name."""
-        if unknown := {*losses} - {"itc", "itm", "lm"}:
+        if unknown := {*losses} - {*LOSSES}:
             raise ValueError(f"unknown loss {min(unknown)!r}")
         seen = (input_ids != self.marks.pad).long()
         states, found = self.model.vision(pixel_values), {}

@@ -1,6 +1,6 @@
 """A small BLIP for scenes: its shape, its texts, its training, and the two workers of CapFilt.
 
-Used by notebook 06 and by tools/capfilt.py.
+Used by notebook 06 and by tools/blip_ablations.py, capfilt.py and build_checkpoints.py.
 """
 
 from collections import defaultdict
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivlm import grammar
-from minivlm.blip import SHARING, Blip, Marks, Pretraining, first
+from minivlm.blip import LOSSES, SHARING, Blip, Marks, Pretraining, first
 from minivlm.bpe import BPETokenizer
 from minivlm.captioner import vary_channels
 from minivlm.checkpoints import read_json
@@ -29,13 +29,12 @@ from minivlm.vit import sincos_2d
 
 WIDTH = 96
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[ENC]", "[DEC]")
-LOSSES = ("itc", "itm", "lm")
 RATES = {"muon_lr": 0.015, "adamw_lr": 2e-3, "weight_decay": 0.1}
 QUEUE, MOMENTUM, RAMP = 1024, 0.99, 100  # 57,600, 0.995 and two epochs in the paper, for millions of steps
 
 
 def toy_config(tokenizer: BPETokenizer) -> dict:
-    """A BLIP configuration of half a million parameters, in the published format."""
+    """A BLIP configuration of two thirds of a million parameters, in the published format."""
     shape = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 6}
     text = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 32, "intermediate_size": 2 * WIDTH}
     text |= {"bos_token_id": tokenizer.special_tokens["[DEC]"], "sep_token_id": tokenizer.special_tokens["[SEP]"]}
@@ -50,20 +49,20 @@ def toy_config(tokenizer: BPETokenizer) -> dict:
 def start_small(model: Blip) -> None:
     """Where the toy starts from: small weights, and positions large enough to be read in a short training.
 
-    Those of the patches are a map of the image (captioner.start_small); those of the words are ten times as large as
-    the words, which otherwise foretell the next word before the picture is looked at.
+    Those of the patches are a map of the image (captioner.start_small), those of the words ten times as large as the
+    words.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.weight is not model.encoder.words.weight:
             module.weight *= 0.6
     model.vision.positions[:, 1:] = F.pad(4 * sincos_2d(4, 4, 16, theta=10), (0, WIDTH - 16))
-    for med in {model.encoder, model.decoder}:
+    for med in (model.encoder, model.decoder):  # in this order, that a seed means the same weights
         nn.init.normal_(med.positions.weight, std=0.2)
 
 
 @dataclass
 class ToyBlip:
-    """A BLIP of half a million parameters and its tokenizer."""
+    """A BLIP of two thirds of a million parameters and its tokenizer."""
 
     model: Blip
     tokenizer: BPETokenizer
@@ -115,6 +114,7 @@ class ToyBlip:
         ``alike`` makes every second batch one of captions that contradict each other (see ``mates``). ``erased``
         is the share of images that lose a colour channel (``captioner.vary_channels``).
         """
+        torch.manual_seed(seed)  # before the random queues
         pretraining = Pretraining(self.model, self.marks, queue=QUEUE, momentum=MOMENTUM, ramp=RAMP)
         history = {name: [] for name in losses}
 
@@ -194,7 +194,7 @@ def mates(captions: Sequence[str]) -> Tensor:
 def foils(scene: Scene, rng: Random) -> dict[str, tuple[str, str]]:
     """A plain true caption and the same with one word made false, for each kind of word that the caption has.
 
-    Kinds: "colour", "shape" and "size" of an object, and the "relation" of two objects or the "count" of like ones.
+    Kinds: "color", "shape" and "size" of an object, and the "relation" of two objects or the "count" of like ones.
     """
     things, wrong = grammar.reading_order(scene.objects, scene.cell), {}
     if grammar.alike(things):

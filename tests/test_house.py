@@ -37,13 +37,8 @@ SHARED = {
     *("scenes", "grammar", "questions", "instructions", "reading"),
     *("checkpoints", "__init__"),
 }
-FREE = {
-    "pretrained",
-    "captioner",
-    "train_clip",
-    "train_blip",
-    "__main__",
-}  # import anything, and no other module imports them
+# They import anything, and no other module imports them.
+FREE = {"pretrained", "captioner", "train_clip", "train_blip", "__main__"}
 
 MODULE_LINES, PACKAGE_CODE_LINES = 360, 4000
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")

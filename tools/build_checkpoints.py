@@ -1,6 +1,6 @@
 """Train the small frozen models of data/checkpoints again: python tools/build_checkpoints.py [vqvae] [blip]
 
-vqvae: images of 64 x 64 pixels <-> 8 x 8 codes (minivlm/vqvae.py); two minutes on one core.
+vqvae: images of 64 x 64 pixels <-> 8 x 8 codes (minivlm/vqvae.py); two to four minutes on one core.
 blip: retrieval, matching and captions of scenes (minivlm/train_blip.py); some 16 minutes.
 
 Another CPU gives other weights, because sums differ in the last digit and training makes much of it. What must hold is
@@ -12,8 +12,9 @@ import sys
 import torch
 
 from minivlm import scenes, vqvae
+from minivlm.blip import LOSSES
 from minivlm.captioner import pixels
-from minivlm.train_blip import LOSSES, ToyBlip, judgements, retrieval, told_truly
+from minivlm.train_blip import ToyBlip, judgements, retrieval, told_truly
 
 FOLDER = scenes.DATA.parent / "checkpoints"
 SPLITS = ("val", "test", "composition")

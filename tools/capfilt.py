@@ -1,8 +1,8 @@
 """CapFilt on scenes, the whole loop (BLIP, section 3.3): the second table of notebook 06.
 
-    python tools/capfilt.py [--pairs 8000] [--noise 0.4] [--clean 400] [--steps 400] [--tune 100] [--seeds 0]
+    python tools/capfilt.py [--pairs 8000] [--noise 0.4] [--clean 400] [--steps 300] [--tune 100] [--seeds 0]
 
-Some 12 minutes on one core a seed. A BLIP is pre-trained on web pairs of which a known share is false. A captioner and
+Some ten minutes on one core a seed. A BLIP is pre-trained on web pairs of which a known share is false. A captioner and
 a filter are fine-tuned from it on a few clean pairs. A new BLIP is then trained from scratch on each of the data sets,
 with the same number of steps, and fine-tuned as a captioner on the same clean pairs, as in the paper. Measured on
 scenes of the val and the composition stream with seed 5 (250 each, not the files in data/scenes): true greedy captions.
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=8000)
     parser.add_argument("--noise", type=float, default=0.4)
     parser.add_argument("--clean", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--tune", type=int, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     chosen = parser.parse_args()
