@@ -1,22 +1,26 @@
 """python -m minivlm: train a captioner for a minute, then caption pictures that it never saw.
 
 python -m minivlm caption IMAGE...: caption picture files with the captioner that was trained.
+python -m minivlm ask IMAGE "what colour is the star?": answer a question with a small LLaVA.
+Both take --checkpoint FOLDER for another model.
 """
 
 import argparse
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 from minivlm import scenes
+from minivlm.assistant import FROZEN
 from minivlm.captioner import Captioner, train_captioner
+from minivlm.speaking import Speaker, open_checkpoint
 
-FOLDER = Path("runs/captioner")
+FOLDER, ASSISTANT = Path("runs/captioner"), FROZEN / "llava"
 
 
 def demo() -> None:
@@ -66,22 +70,45 @@ def save_figure(rows: Sequence[tuple[str, scenes.Scene, str, bool]], path: Path)
     show_images([scene.image for _, scene, _, _ in rows], titles, columns=4, size=2).savefig(path, dpi=120)
 
 
-def caption_files(paths: Sequence[str]) -> int:
-    """Caption files one by one; a file that is no picture gets one line on stderr, the others still run."""
+def speaker(folder: Path, remedy: str) -> Speaker | None:
+    """The checkpoint, or a line on stderr that says why there is none."""
     try:
-        captioner = Captioner.load(FOLDER)
+        return open_checkpoint(folder)
     except ValueError as error:
-        print(f"no captioner to use ({error}); train one: python -m minivlm", file=sys.stderr)
+        print(f"no model to use ({error}){remedy}", file=sys.stderr)
+        return None
+
+
+def caption_files(paths: Sequence[str], folder: Path | None = None) -> int:
+    """Caption files one by one; a file that is no picture gets one line on stderr, the others still run."""
+    model = speaker(folder or FOLDER, "" if folder else "; train one: python -m minivlm")
+    if model is None:
         return 2
-    failed = 0
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                print(f"{path}: {captioner.caption([image])[0]}")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            failed += 1
-            print(f"{path}: not a picture that can be read ({error})", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if sum(not attempt(path, model.caption, f"{path}: ") for path in paths) else 0
+
+
+def ask_about(path: str, question: str, folder: Path | None = None) -> int:
+    """Answer a question about a picture file."""
+    model = speaker(folder or ASSISTANT, "")
+    if model is None:
+        return 2
+    return 0 if attempt(path, lambda image: model.ask(image, question)) else 1
+
+
+def attempt(path: str, speak: Callable[[Image.Image], str], label: str = "") -> bool:
+    """Print what is said of a picture file, or one line on stderr; whether it went well."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        print(f"{path}: not a picture that can be read ({error})", file=sys.stderr)
+        return False
+    try:
+        print(f"{label}{speak(image)}")
+    except ValueError as error:
+        print(f"{path}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,9 +116,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command")
     caption = commands.add_parser("caption", help="caption picture files with the captioner that was trained")
     caption.add_argument("images", nargs="+", metavar="IMAGE")
+    ask = commands.add_parser("ask", help="answer a question about a picture file")
+    ask.add_argument("image", metavar="IMAGE")
+    ask.add_argument("question", metavar="QUESTION")
+    for command, default in ((caption, FOLDER), (ask, ASSISTANT.relative_to(ASSISTANT.parents[2]))):
+        about = f"folder of a checkpoint that from_pretrained reads (default: {default})"
+        command.add_argument("--checkpoint", type=Path, metavar="FOLDER", help=about)
     chosen = parser.parse_args(arguments)
     if chosen.command == "caption":
-        return caption_files(chosen.images)
+        return caption_files(chosen.images, chosen.checkpoint)
+    if chosen.command == "ask":
+        return ask_about(chosen.image, chosen.question, chosen.checkpoint)
     demo()
     return 0
 

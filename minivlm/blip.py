@@ -187,7 +187,8 @@ class Blip(nn.Module):
         """Texts (B, T) that begin with [DEC] and image states (B, N, D) -> next-token logits (B, T, V)."""
         if cache is not None:
             raise ValueError("BLIP decodes without a cache here: generate(..., use_cache=False)")
-        return self.head(self._role("decoder")(input_ids, attention_mask, causal(input_ids.shape[1]), image))
+        states = self._role("decoder")(input_ids, attention_mask, causal(input_ids.shape[1]), image)
+        return self.head(states)
 
     def caption_logits(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, C, H, W) and (B, T) -> next-token logits (B, T, V)."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from minivlm import blip
 from minivlm.blip import Med, MedConfig, Words, caption_loss, first, matching_loss
 from minivlm.checkpoints import Names
+from minivlm.clip import ClipVision
 from minivlm.decoder import Cache, KVCache
 from minivlm.layers import MLP, Attention, Extend, Maybe, init_weights
 from minivlm.masks import bidirectional, causal, multimodal_causal, padding
@@ -140,18 +141,36 @@ class QFormer(Med):
         return self.run(x, causal(length, cache.length), cache=cache, seen=attention_mask)
 
 
+class ClipFeatures(nn.Module):
+    """The paper's other image encoder (section 3.4): CLIP's tower without its last block, then a norm of its own."""
+
+    def __init__(self, tower: ClipVision):
+        super().__init__()
+        self.tower, self.norm = tower, nn.LayerNorm(tower.config.width)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1 + N, D)."""
+        return self.norm(self.tower.hidden_states(pixel_values)[-2])
+
+
 class Blip2(Prompted):
     """An image encoder and a Q-Former, with its heads of stage 1 or with the language model of stage 2.
 
-    width: of the space that images and texts share. decoder: an Opt, or a Decoder. token: the id that holds the
-    place of a query in its prompts, in its table or not.
+    vision: a ViTConfig, or an encoder with a last ``norm``. width: of the space that images and texts share. decoder:
+    an Opt, or a Decoder. token: the id that holds the place of a query in its prompts, in its table or not.
     """
 
     def __init__(
-        self, vision: ViTConfig, c: QFormerConfig, width: int = 0, decoder: nn.Module | None = None, token: int = -1
+        self,
+        vision: ViTConfig | nn.Module,
+        c: QFormerConfig,
+        width: int = 0,
+        decoder: nn.Module | None = None,
+        token: int = -1,
     ):
         super().__init__()
-        self.vision, self.qformer, self.image_token_id = ViT(vision), QFormer(c), token
+        self.vision = ViT(vision) if isinstance(vision, ViTConfig) else vision
+        self.qformer, self.image_token_id = QFormer(c), token
         self.match_head = self.head = self.decoder = None
         linear = lambda width, out: nn.Linear(width, out).apply(init_weights)
         if width:
@@ -259,6 +278,13 @@ def freeze(model: Blip2) -> None:
     model.vision.norm.requires_grad_(True)
     if model.decoder is not None:
         model.decoder.requires_grad_(False)
+
+
+def second_stage(model: Blip2) -> None:
+    """From stage 1 to stage 2 (section 3.3): its heads and the text parts of the Q-Former go, the rest is frozen."""
+    model.qformer.drop_text()
+    model.match_head = model.head = model.image_projection = model.text_projection = None
+    freeze(model)
 
 
 class FirstStage(nn.Module):

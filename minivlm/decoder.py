@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minivlm.checkpoints import require
+from minivlm.checkpoints import Names, require
 from minivlm.layers import RMSNorm, SwiGLU, attend, check_ids, init_weights, merge_heads, split_heads
 from minivlm.masks import causal, padding
 from minivlm.rope import rotary_tables, rotate
@@ -176,6 +176,11 @@ class Decoder(nn.Module):
             x = block(before_block(i, x) if before_block else x, mask, rotary, cache)
         return self.norm(x)
 
+    @classmethod
+    def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Decoder":
+        """The model of a published Llama config.json."""
+        return cls(DecoderConfig.from_hf(config))
+
 
 DECODER_NAMES = [  # our name -> the published one, within the language model
     (r"^embedding\.", "model.embed_tokens."),
@@ -188,3 +193,4 @@ DECODER_NAMES = [  # our name -> the published one, within the language model
     (r"\.attention\.out\.", ".self_attn.o_proj."),
     (r"\.mlp\.(gate|up|down)\.", r".mlp.\1_proj."),
 ]
+HF_NAMES = Names(published=DECODER_NAMES, buffers=("rotary_emb.inv_freq",))

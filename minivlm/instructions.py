@@ -15,7 +15,19 @@ from dataclasses import replace
 from itertools import permutations
 from random import Random
 
-from minivlm.grammar import COLORS, COUNTS, ENGLISH, SHAPES, Object, alike, describe_en, parse, plural, relations
+from minivlm.grammar import (
+    COLORS,
+    COUNTS,
+    ENGLISH,
+    SHAPES,
+    Object,
+    alike,
+    describe_en,
+    parse,
+    plural,
+    reading_order,
+    relations,
+)
 from minivlm.questions import Question
 from minivlm.scenes import HELD_OUT, Scene, is_true
 
@@ -36,6 +48,7 @@ PHRASINGS = {
     ),
     "which": ("which object is {more}?", "name the object that is {more}.", "tell me which object is {more}."),
 }
+IMAGE = {"type": "image"}  # as a part of a message
 NUMBERS = {0: "zero"} | COUNTS
 SYNONYMS = ENGLISH["size"] | {str(number): word for number, word in NUMBERS.items()} | {"none": "zero"}
 FEATURES = {"colour": "color", "shape": "shape", "size": "size"}  # as they are said, and as a field of Object
@@ -43,9 +56,9 @@ COMPARED = {"left of": "further left", "right of": "further right", "above": "hi
 
 
 def listing(scene: Scene, rng: Random | None = None) -> str:
-    """The scene in words, "small red circle at row 1 column 3; ...", in the given or in a random order."""
-    said = []
-    for thing in rng.sample(scene.objects, len(scene.objects)) if rng else scene.objects:
+    """The scene in words, "small red circle at row 1 column 3; ...", in reading order or in a random one."""
+    said, things = [], reading_order(scene.objects, scene.cell)
+    for thing in rng.sample(things, len(things)) if rng else things:
         column, row = (int(place // scene.cell) + 1 for place in thing.center)
         said.append(f"{describe_en(thing, article='')} at row {row} column {column}")
     return "; ".join(said)
@@ -180,6 +193,22 @@ def _part(part: str | dict) -> dict:
     return {"type": "text", "text": part} if isinstance(part, str) else part
 
 
+def illustrated(scenes: Sequence[Scene], seed: int, captions: bool = False) -> list[tuple[int, list[dict]]]:
+    """What a model reads that sees the images, as (number of the scene, ``messages``).
+
+    A conversation, a description and a reasoning a scene (LLaVA's second stage) or, with ``captions``, the image and
+    a caption of it without any question (its first).
+    """
+    rng, found = Random(f"illustrated {seed}"), []
+    for number, scene in enumerate(scenes):
+        if captions:
+            asked = [[replace(turn, text="") for turn in description(scene, rng)]]
+        else:
+            asked = [make(scene, rng) for make in (conversation, description, reasoning)]
+        found += [(number, messages(turns, IMAGE)) for turns in asked]
+    return found
+
+
 def corpus(scenes: Sequence[Scene], seed: int, context: bool = True) -> list[list[dict]]:
     """What a language model reads that never sees an image: six conversations a scene, of ``messages``.
 
@@ -193,6 +222,5 @@ def corpus(scenes: Sequence[Scene], seed: int, context: bool = True) -> list[lis
         tasks = (caption, question, *(make(scene, rng) for make in (conversation, description, reasoning)))
         found.append(messages(caption))
         for turns in tasks:
-            words = listing(scene, rng)  # drawn in both cases, so that the texts are the same
-            found.append(messages(turns, words if context else ""))
+            found.append(messages(turns, listing(scene) if context else ""))
     return found

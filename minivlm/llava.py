@@ -12,7 +12,8 @@ from torch import Tensor
 from minivlm.checkpoints import Names, require
 from minivlm.clip import VISION_NAMES, ClipVision, VisionConfig
 from minivlm.decoder import DECODER_NAMES, Decoder, DecoderConfig
-from minivlm.layers import MLP, init_weights
+from minivlm.layers import MLP, Maybe, init_weights
+from minivlm.masks import causal, runs
 from minivlm.multimodal import Prompted
 
 
@@ -25,6 +26,7 @@ class LlavaConfig:
     keep_class: bool = False  # keep the class vector among the image tokens ("full"), or drop it ("default")
     projector_act: str = "gelu"
     projector_bias: bool = True
+    two_way: bool = False  # let the tokens of an image see each other, later ones too; no published LLaVA does
 
     @classmethod
     def from_hf(cls, config: dict) -> "LlavaConfig":
@@ -60,6 +62,12 @@ class Llava(Prompted):
         self.projector.apply(init_weights)
         self.decoder = Decoder(config.text)
 
+    def mask(self, input_ids: Tensor) -> Maybe:
+        """Ids (B, T) -> who sees whom (B, 1, T, T), or None for causal."""
+        if not self.config.two_way:
+            return None
+        return causal(input_ids.shape[1]).to(input_ids.device) | runs(input_ids == self.image_token_id)
+
     @property
     def image_tokens(self) -> int:
         """Placeholders that one image takes."""
@@ -75,6 +83,15 @@ class Llava(Prompted):
     def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Llava":
         """The model of a published config.json (a CLIP image tower and a Llama)."""
         return cls(LlavaConfig.from_hf(config))
+
+
+def train_stage(model: Llava, stage: int) -> None:
+    """Of the two stages (section 4.2): 1 trains the projector, 2 the language model too; never the tower."""
+    if stage not in (1, 2):
+        raise ValueError(f"LLaVA has stages 1 and 2, not {stage!r}")
+    model.requires_grad_(False)
+    model.projector.requires_grad_(True)
+    model.decoder.requires_grad_(stage == 2)
 
 
 HF_NAMES = Names(

@@ -5,6 +5,7 @@ Convention: ``True`` = the query (row) may attend to the key (column), as in
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -68,6 +69,16 @@ def segments(segment_ids: Tensor) -> Tensor:
     if segment_ids.ndim != 2:
         raise ValueError(f"segment_ids must be (B, T), got shape {tuple(segment_ids.shape)}")
     return (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+
+
+def runs(places: Tensor) -> Tensor:
+    """Tokens of one unbroken run of True see each other, also later ones: (B, T) -> (B, 1, T, T); ``| causal(T)``.
+
+    An image's tokens then are read as a prefix, as in PaliGemma (Beyer et al. 2024, section 3.1).
+    """
+    starts = places & ~F.pad(places, (1, 0))[:, :-1]
+    number = starts.cumsum(dim=1) * places  # 0 = outside
+    return ((number[:, :, None] == number[:, None, :]) & places[:, :, None])[:, None]
 
 
 def cross(query_image: Tensor, key_image: Tensor) -> Tensor:

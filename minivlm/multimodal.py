@@ -77,6 +77,35 @@ class Processor:
         pixels = [row["pixel_values"] for row in rows if "pixel_values" in row]
         return batch | {"pixel_values": torch.cat(pixels)} if pixels else batch
 
+    def pack(self, rows: Sequence[dict], length: int) -> dict:
+        """Rows of ``prepare``, several behind each other, -> input_ids, labels, segment_ids, position_ids (R, length).
+
+        In their order: one that no longer fits begins the next row. Positions count anew in each; ``segments`` (with
+        ``causal``) keeps them apart; the padding is a segment of its own. ValueError for a row longer than ``length``.
+        """
+        packed, used = [], length
+        for number, row in enumerate(rows):
+            ids = row["input_ids"][0]
+            if len(ids) > length:
+                raise ValueError(f"row {number} has {len(ids)} tokens, but only {length} fit")
+            if used + len(ids) > length:
+                packed.append([])
+                used = 0
+            label = row["labels"][0].clone()
+            label[0] = IGNORE  # nothing before it foretells it
+            place = torch.arange(len(ids))
+            packed[-1].append(torch.stack([ids, label, torch.full_like(ids, number), place]))
+            used += len(ids)
+        fills = {"input_ids": self._id("<|pad|>"), "labels": IGNORE, "segment_ids": -1, "position_ids": 0}
+        whole = [torch.cat(parts, dim=1) for parts in packed]  # (4, up to length) each
+        columns = zip(*whole, strict=True)
+        batch = {
+            name: torch.stack([F.pad(t, (0, length - len(t)), value=fill) for t in column])
+            for (name, fill), column in zip(fills.items(), columns, strict=True)
+        }
+        pixels = [row["pixel_values"] for row in rows if "pixel_values" in row]
+        return batch | {"pixel_values": torch.cat(pixels)} if pixels else batch
+
     def kinds(self, input_ids: Sequence[int]) -> list[str]:
         """What each token is: text, image, special or padding (the KINDS of plotting.py)."""
         names = {self._id("<|image|>"): "image", self._id("<|pad|>"): "padding"}
@@ -176,13 +205,18 @@ class Prompted(nn.Module):
             if fresh and (input_ids == self.image_token_id).any():
                 raise ValueError(f"input_ids hold placeholders (id {self.image_token_id}), but no image is given")
             return self.decoder(input_ids, attention_mask, cache)
-        embeds = self.embed(input_ids, pixel_values, **inputs)
-        return self.decoder(embeds=embeds, attention_mask=attention_mask, cache=cache)
+        embeds, mask = self.embed(input_ids, pixel_values, **inputs), self.mask(input_ids)
+        options = {} if mask is None else {"mask": mask}
+        return self.decoder(embeds=embeds, attention_mask=attention_mask, cache=cache, **options)
+
+    def mask(self, input_ids: Tensor) -> Maybe:
+        """Ids (B, T) of a prompt -> who sees whom (B, 1, T, T), or None for causal."""
 
 
-def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def answer_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each learned token given all before it: logits (B, T, V), labels (B, T) with IGNORE."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
+    logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE, label_smoothing=smoothing)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minivlm import blip, blip2, checkpoints, clip, llava, vit
+from minivlm import blip, blip2, checkpoints, clip, decoder, llava, vit
 
 MODELS = {  # model_type of config.json -> class with from_hf, and how the checkpoint names its weights
     "vit": (vit.ViT, vit.HF_NAMES),
@@ -13,6 +13,7 @@ MODELS = {  # model_type of config.json -> class with from_hf, and how the check
     "siglip": (clip.Siglip, clip.SIGLIP_NAMES),
     "blip": (blip.Blip, blip.HF_NAMES),
     "blip-2": (blip2.Blip2, blip2.HF_NAMES),
+    "llama": (decoder.Decoder, decoder.HF_NAMES),
     "llava": (llava.Llava, llava.HF_NAMES),
 }
 

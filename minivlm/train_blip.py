@@ -33,6 +33,14 @@ RATES = {"muon_lr": 0.015, "adamw_lr": 2e-3, "weight_decay": 0.1}
 QUEUE, MOMENTUM, RAMP = 1024, 0.99, 100  # 57,600, 0.995 and two epochs in the paper, for millions of steps
 
 
+def as_bert(tokenizer: BPETokenizer, texts: Sequence[str], positions: int) -> Tensor:
+    """Texts -> (B, T) ids: [CLS], the words, [SEP], padding; a text with more tokens than positions is cut."""
+    pad, cls, sep = (tokenizer.special_tokens[name] for name in SPECIAL[:3])
+    rows = [[cls, *tokenizer.encode(text)[: positions - 2], sep] for text in texts]
+    longest = max(map(len, rows))
+    return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+
+
 def toy_config(tokenizer: BPETokenizer) -> dict:
     """A BLIP configuration of two thirds of a million parameters, in the published format."""
     shape = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 6}
@@ -89,11 +97,7 @@ class ToyBlip:
 
     def texts(self, captions: Sequence[str]) -> Tensor:
         """Captions -> (B, T) ids: [CLS], the words, [SEP], padding; a text with more tokens than positions is cut."""
-        pad, cls, sep, *_ = (self.tokenizer.special_tokens[name] for name in SPECIAL)
-        room = self.config["text_config"]["max_position_embeddings"] - 2
-        rows = [[cls, *self.tokenizer.encode(text)[:room], sep] for text in captions]
-        longest = max(map(len, rows))
-        return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+        return as_bert(self.tokenizer, captions, self.config["text_config"]["max_position_embeddings"])
 
     def train(
         self,

@@ -26,14 +26,18 @@ from minivlm.vit import sincos_2d
 END, PAD = "<|end|>", "<|pad|>"
 
 
-def toy(kind: str, tokenizer: BPETokenizer, length: int) -> Clip | Siglip:
-    """A CLIP or SigLIP for scenes, in the published format: 64 x 64 pixels, patches of 16, width 96, two layers."""
+def toy_config(kind: str, tokenizer: BPETokenizer, length: int, layers: int = 2) -> dict:
+    """For scenes, in the published format: 64 x 64 pixels, patches of 16, width 96; ``layers`` of the image tower."""
     shape = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6, "intermediate_size": 192}
-    vision = shape | {"image_size": 64, "patch_size": 16}
+    vision = shape | {"image_size": 64, "patch_size": 16, "num_hidden_layers": layers}
     text = shape | {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": length}
     text["eos_token_id"] = tokenizer.special_tokens[END]
-    config = {"vision_config": vision, "text_config": text, "projection_dim": 96}
-    model = {"clip": Clip, "siglip": Siglip}[kind].from_hf(config)
+    return {"model_type": kind, "vision_config": vision, "text_config": text, "projection_dim": 96}
+
+
+def toy(kind: str, tokenizer: BPETokenizer, length: int, **options) -> Clip | Siglip:
+    """An untrained CLIP or SigLIP for scenes; options as for ``toy_config``."""
+    model = {"clip": Clip, "siglip": Siglip}[kind].from_hf(toy_config(kind, tokenizer, length, **options))
     with torch.no_grad():  # positions of patches start as a large map of the image, as in captioner.start_small
         model.vision.positions[-16:, :16] = 4 * sincos_2d(4, 4, 16, theta=10)
     return model

@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from minivlm import masks
-from minivlm.blip2 import HF_NAMES, Blip2, FirstStage, QFormerConfig, freeze, prompt_loss
+from minivlm.blip2 import HF_NAMES, Blip2, ClipFeatures, FirstStage, QFormerConfig, freeze, prompt_loss
+from minivlm.clip import ClipVision, VisionConfig
 from minivlm.decoder import Decoder, DecoderConfig, KVCache
 from minivlm.generation import generate
 from minivlm.opt import Opt
@@ -465,3 +466,18 @@ def test_wrong_input_is_named(tmp_path):
         captioner(torch.cat([ids, ids, ids], dim=1))
     with pytest.raises(ValueError, match="token id 60"):
         captioner(ids.index_fill(1, torch.tensor([3]), 60))
+
+
+def test_queries_read_clip_before_its_last_block_and_only_the_norm_behind_it_learns():
+    torch.manual_seed(0)
+    tower, images = ClipVision(VisionConfig(16, 8, 16, 3, 2, 20)), torch.randn(2, 3, 16, 16)
+    config = QFormerConfig(1, 8, 16, 2, 2, 20, memory=16, queries=3)
+    model = Blip2(ClipFeatures(tower), config, decoder=Decoder(DecoderConfig(9, 12, 1, 2, 2, 8))).eval()
+    x = tower.embed(images)
+    for block in tower.blocks[:2]:
+        x = block(x)
+    x = F.layer_norm(x, (16,))
+    assert torch.allclose(model.encode_images(images), model.projection(model.qformer(x)), atol=1e-5)
+    freeze(model)
+    learned = {name for name, p in model.vision.named_parameters() if p.requires_grad}
+    assert learned == {"norm.weight", "norm.bias"}

@@ -8,10 +8,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from minivlm import masks, rope
-from minivlm.checkpoints import Names, fill
+from minivlm.checkpoints import Names, fill, read_json
 from minivlm.decoder import DECODER_NAMES, Decoder, DecoderConfig, KVCache
 from minivlm.generation import generate, left_align_padding, top_p_filter
 from minivlm.plotting import effective_mask
+from minivlm.pretrained import from_pretrained, save_pretrained
 
 CONFIG = DecoderConfig(vocab_size=40, width=24, layers=2, heads=4, kv_heads=2, hidden=32)
 
@@ -44,6 +45,22 @@ def test_logits_are_those_of_transformers_llama(heads, kv_heads, head_dim, tied,
     with torch.no_grad():
         difference = ours(ids, mask) - theirs(input_ids=ids, attention_mask=mask).logits
     assert difference.abs().max() < 1e-5
+
+
+def test_a_llama_folder_of_transformers_is_read_and_one_of_ours_is_read_there(tmp_path):
+    torch.manual_seed(0)
+    for tied in (False, True):
+        shape = {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 20}
+        theirs = LlamaForCausalLM(LlamaConfig(vocab_size=50, num_hidden_layers=2, tie_word_embeddings=tied, **shape))
+        theirs.eval().save_pretrained(tmp_path / "theirs")
+        ours = from_pretrained(tmp_path / "theirs")
+        save_pretrained(ours, read_json(tmp_path / "theirs" / "config.json"), tmp_path / "ours")
+        back = LlamaForCausalLM.from_pretrained(tmp_path / "ours")
+        ids = torch.randint(50, (2, 9))
+        with torch.no_grad():
+            expected = theirs(ids).logits
+            assert torch.allclose(ours(ids), expected, atol=1e-5)
+            assert torch.allclose(back(ids).logits, expected, atol=1e-5)
 
 
 def test_rotary_tables_turn_like_the_reference_and_keep_lengths():

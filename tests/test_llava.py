@@ -1,6 +1,7 @@
 """LLaVA against transformers: random checkpoints in, the same logits and the same greedy ids out."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import LlavaConfig as TheirConfig
 
 from minivlm import masks
 from minivlm.generation import generate
-from minivlm.llava import Llava
+from minivlm.llava import Llava, train_stage
 from minivlm.plotting import effective_mask
 from minivlm.pretrained import from_pretrained
 
@@ -142,6 +143,49 @@ def test_every_later_token_sees_the_image_and_no_earlier_one_does():
     assert reached == [False] + [True] * 6
     x = model.embed(ids, pixels.detach())
     assert torch.equal(effective_mask(lambda x: model.decoder(embeds=x), x), masks.causal(7))
+
+
+@pytest.mark.parametrize("row", [[1, 900, 900, 900, 900, 2, 900, 900, 900, 900, 3], [900] * 4 + [4, 5]])
+def test_with_two_way_images_each_image_is_a_block_and_the_rest_is_causal(row):
+    model, ids = toy(), torch.tensor([row])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.config = replace(model.config, two_way=True)
+    pixels = torch.randn(row.count(900) // 4, 3, 8, 8)
+    expected = masks.causal(len(row))
+    for start in range(len(row) - 3):
+        if row[start : start + 4] == [900] * 4 and (start == 0 or row[start - 1] != 900):
+            expected[start : start + 4, start : start + 4] = True
+    assert torch.equal(model.mask(ids)[0, 0], expected)
+    x, mask = model.embed(ids, pixels), model.mask(ids)
+    assert torch.equal(effective_mask(lambda x: model.decoder(embeds=x, mask=mask), x), expected)
+    assert torch.allclose(model(ids, pixels), model.decoder(embeds=x, mask=mask))
+    assert toy().mask(ids) is None
+
+
+def test_two_way_images_generate_the_same_with_and_without_a_cache_and_padding():
+    model = toy()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.config = replace(model.config, two_way=True)
+    rows = [[1, 900, 900, 900, 900, 2, 3], [900, 900, 900, 900, 5]]
+    pixels = torch.randn(2, 3, 8, 8)
+    ids = torch.tensor([row + [0] * (7 - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (7 - len(row)) for row in rows])
+    new = generate(model, ids, 6, attention_mask=mask, pixel_values=pixels)
+    assert torch.equal(new, generate(model, ids, 6, attention_mask=mask, pixel_values=pixels, use_cache=False))
+    for i, row in enumerate(rows):
+        assert torch.equal(new[i : i + 1], generate(model, torch.tensor([row]), 6, pixel_values=pixels[i : i + 1]))
+
+
+def test_each_stage_trains_what_the_paper_trains():
+    model = toy()
+    for stage, trained in ((1, {"projector"}), (2, {"projector", "decoder"})):
+        train_stage(model, stage)
+        assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == trained
+        assert all(p.requires_grad == (n.split(".")[0] in trained) for n, p in model.named_parameters())
+    with pytest.raises(ValueError, match="3"):
+        train_stage(model, 3)
 
 
 @pytest.mark.parametrize(

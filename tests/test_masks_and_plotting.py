@@ -118,3 +118,14 @@ def test_bad_input_is_refused_by_name(call, names):
     with pytest.raises(ValueError, match=names):
         call()
     plt.close("all")
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12))
+def test_tokens_of_one_run_see_each_other_and_nobody_else(places):
+    number, count = [], 0
+    for i, inside in enumerate(places):
+        count += inside and (i == 0 or not places[i - 1])
+        number.append(count if inside else None)
+    mask = masks.runs(torch.tensor([places]))[0, 0]
+    expected = [[a is not None and a == b for b in number] for a in number]
+    assert mask.tolist() == expected

@@ -132,6 +132,43 @@ def test_a_batch_is_padded_on_the_side_asked_for(side):
     assert p.kinds(long["input_ids"][0].tolist()).count("image") == 3
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(0, 8))
+def test_packed_conversations_give_the_logits_of_each_alone(lengths, room):
+    p = processor()
+    chats = [[{"role": "assistant", "content": "a" * n}] for n in lengths]
+    rows = [p.prepare(chat) for chat in chats]
+    length = max(row["input_ids"].shape[1] for row in rows) + room
+    batch = p.pack(rows, length)
+    ids, label, segment, place = (batch[name] for name in ("input_ids", "labels", "segment_ids", "position_ids"))
+    assert segment[segment >= 0].unique_consecutive().tolist() == list(range(len(rows)))  # all, in their order
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig(TOKENIZER.vocab_size, 16, 2, 2, 2, 16)).eval()
+    mask = masks.segments(segment) & masks.causal(length)
+    with torch.no_grad():
+        packed = decoder.head(decoder.states(ids, mask=mask, positions=place))
+        for number, row in enumerate(rows):
+            here = segment == number
+            assert torch.equal(ids[here], row["input_ids"][0])
+            assert torch.allclose(packed[here], decoder(row["input_ids"])[0], atol=1e-4)
+        alone = [answer_loss(decoder(row["input_ids"]), row["labels"]) for row in rows]
+        learned = torch.tensor([(row["labels"] != IGNORE).sum().item() for row in rows])
+        together = (torch.stack(alone) * learned).sum() / learned.sum()
+        assert torch.allclose(answer_loss(packed, label), together, atol=1e-4)
+    assert (ids[segment < 0] == ID["<|pad|>"]).all() and (label[segment < 0] == IGNORE).all()
+
+
+def test_a_packed_row_is_as_full_as_the_order_allows_and_a_text_too_long_is_refused():
+    p = processor(2)
+    chat = [{"role": "user", "content": [IMAGE]}, {"role": "assistant", "content": "a star"}]
+    rows = [p.prepare(chat, [PICTURE]) for _ in range(5)]
+    one = rows[0]["input_ids"].shape[1]
+    batch = p.pack(rows, 2 * one + 1)
+    assert batch["input_ids"].shape == (3, 2 * one + 1) and batch["pixel_values"].shape == (5, 3, 8, 8)
+    with pytest.raises(ValueError, match=f"row 0 has {one} tokens, but only {one - 1} fit"):
+        p.pack(rows, one - 1)
+
+
 @pytest.mark.parametrize(
     "messages, images, names",
     [

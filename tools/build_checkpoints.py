@@ -8,13 +8,26 @@ the quality that is printed; a test asks for it.
 """
 
 import sys
+from collections import defaultdict
+from math import log
+from pathlib import Path
+from random import Random
 
 import torch
 
-from minivlm import scenes, vqvae
+from minivlm import instructions, scenes, vqvae
 from minivlm.blip import LOSSES
-from minivlm.captioner import pixels
+from minivlm.bpe import BPETokenizer
+from minivlm.captioner import pixels, vary_channels
+from minivlm.clip import Clip, contrastive_loss
+from minivlm.decoder import Decoder
+from minivlm.generation import generate
+from minivlm.masks import causal, segments
+from minivlm.multimodal import CONTROL, Processor, answer_loss
+from minivlm.pretrained import from_pretrained, save_pretrained
 from minivlm.train_blip import ToyBlip, judgements, retrieval, told_truly
+from minivlm.train_clip import END, PAD, sentences, toy, toy_config
+from minivlm.training import fit, minibatches
 
 FOLDER = scenes.DATA.parent / "checkpoints"
 SPLITS = ("val", "test", "composition")
@@ -26,6 +39,13 @@ BLIP_PHASES = (  # losses, steps, batch, captions that contradict each other sid
     (LOSSES, 500, 64, True, 0.015, 10),
     (LOSSES, 500, 128, True, 0.02, 10),
     (LOSSES, 650, 128, True, 0.015, 10),
+)
+
+CLIP_LAYERS, CLIP_STEPS = 3, 800
+MAKERS = instructions.conversation, instructions.description, instructions.reasoning
+DECODER_PHASES = (  # kinds of conversation (by their place in instructions.corpus), steps, Muon's learning rate
+    ((1, 2, 4), 700, 0.02),
+    (range(6), 2300, 0.02),
 )
 
 
@@ -65,7 +85,90 @@ def build_blip() -> None:
         report(toy, split, scenes.load(split))
 
 
-BUILD = {"vqvae": build_vqvae, "blip": build_blip}
+def build_clip() -> None:
+    """As in notebook 05, with one block more in the image tower: what is read of it is the layer before the last."""
+    train = scenes.sample(8000, seed=0)
+    images, captions = pixels([scene.image for scene in train]), [scene.caption for scene in train]
+    tokenizer = BPETokenizer.train(captions, vocab_size=400, special_tokens=(END, PAD))
+    ids = sentences(captions, tokenizer)
+    shape = "clip", tokenizer, ids.shape[1]
+    torch.manual_seed(0)
+    model = toy(*shape, layers=CLIP_LAYERS)
+
+    def loss(model: Clip, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            model.scale.clamp_(max=log(100))
+        return contrastive_loss(model.encode_image(vary_channels(batch[0])), model.encode_text(batch[1]), model.scale)
+
+    batches = minibatches(images, ids, batch_size=128)
+    fit(model, batches, loss, CLIP_STEPS, muon_lr=0.015, adamw_lr=2e-3, weight_decay=0.1)
+    save_pretrained(model.half(), toy_config(*shape, layers=CLIP_LAYERS), FOLDER / "clip")
+    tokenizer.save(FOLDER / "clip" / "tokenizer.json")
+    model = from_pretrained(FOLDER / "clip")
+    for split in SPLITS:
+        found = scenes.load(split)
+        asked, said = pixels([scene.image for scene in found]), [scene.caption for scene in found]
+        with torch.no_grad():
+            cosine = model.encode_image(asked) @ model.encode_text(sentences(said, tokenizer, ids.shape[1])).T
+        true = torch.tensor([[scenes.is_true(caption, scene) for caption in said] for scene in found])
+        for way, scores, right in (("image to text", cosine, true), ("text to image", cosine.T, true.T)):
+            hits = right.gather(1, scores.argmax(dim=1, keepdim=True))
+            print(f"{split}, {len(found)} scenes, {way}: R@1 {hits.float().mean():.1%}", flush=True)
+
+
+def read_text(model: Decoder, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    ids, labels, segment, place = batch
+    mask = segments(segment) & causal(ids.shape[1])
+    return answer_loss(model.head(model.states(ids, mask=mask, positions=place)), labels)
+
+
+def report_text(model: Decoder, processor: Processor, split: str, context: bool) -> None:
+    """How often the first answer of each kind of conversation is right, scenes being given in words."""
+    found, rng, right = scenes.sample(200, seed=5, split=split), Random(0), defaultdict(list)
+    asked = [(scene, make(scene, rng)[0]) for scene in found for make in MAKERS]
+    rows = [
+        processor.prepare(instructions.messages([turn], instructions.listing(scene) if context else "")[:1], reply=True)
+        for scene, turn in asked
+    ]
+    batch, end = processor.collate(rows, "left"), processor.tokenizer.special_tokens["<|im_end|>"]
+    new = generate(model, batch["input_ids"], 24, eos_id=end, attention_mask=batch["attention_mask"])
+    for (scene, turn), row in zip(asked, new.tolist(), strict=True):
+        said = processor.tokenizer.decode([i for i in row if i != end])
+        right[turn.kind].append(instructions.accepts(turn, said, scene))
+    shares = ", ".join(f"{kind} {sum(oks) / len(oks):.0%}" for kind, oks in sorted(right.items()))
+    print(f"{split}, {len(found)} scenes in words: {shares}", flush=True)
+
+
+def build_decoder(context: bool = True, folder: Path = FOLDER / "decoder") -> None:
+    """Text alone: scenes in words, what can be said of them and asked. Short conversations first, then all.
+
+    It reads of every colour-shape pair, also of those that no picture in training shows. ``context=False`` is the
+    ablation: the same conversations without the scenes.
+    """
+    read = scenes.sample(6000, seed=0) + scenes.sample(2000, seed=7, split="composition")
+    conversations = instructions.corpus(read, seed=0, context=context)
+    texts = [f"{message['role']}\n{message['content']}" for turns in conversations[:12_000] for message in turns]
+    tokenizer = BPETokenizer.train(texts, vocab_size=400, special_tokens=CONTROL)
+    processor = Processor(tokenizer, 0, pixels)
+    shape = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}
+    shape |= {"intermediate_size": 192, "vocab_size": tokenizer.vocab_size, "tie_word_embeddings": True}
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]} | shape
+    torch.manual_seed(0)
+    model = Decoder.from_hf(config)
+    for kinds, steps, rate in DECODER_PHASES:
+        rows = [processor.prepare(turns) for i, turns in enumerate(conversations) if i % 6 in kinds]
+        Random(0).shuffle(rows)
+        packed = processor.pack(rows, 160)
+        columns = (packed[name] for name in ("input_ids", "labels", "segment_ids", "position_ids"))
+        batches = minibatches(*columns, batch_size=16)
+        fit(model, batches, read_text, steps, muon_lr=rate, adamw_lr=rate * 2 / 15, weight_decay=0.1)
+        for split in SPLITS[::2]:
+            report_text(model, processor, split, context)
+    save_pretrained(model.half(), config, folder)
+    tokenizer.save(folder / "tokenizer.json")
+
+
+BUILD = {"vqvae": build_vqvae, "blip": build_blip, "clip": build_clip, "decoder": build_decoder}
 
 
 def main() -> None:

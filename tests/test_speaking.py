@@ -1,0 +1,158 @@
+"""One command for any checkpoint that speaks: published folders say what transformers says, others say why not."""
+
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    CLIPConfig,
+    CLIPModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from minivlm import __main__ as command
+from minivlm import scenes, speaking
+from minivlm.captioner import Captioner
+from minivlm.speaking import open_checkpoint
+from minivlm.train_blip import ToyBlip
+from minivlm.vit import to_pixels
+
+WORDS = ["<s>", "</s>", "<image>", "[unk]", "USER", ":", "ASSISTANT", "Question", "Answer"]
+WORDS += ["what", "is", "this", "?", "Describe", "the", "image", "."]
+VOCABULARY = {word: i for i, word in enumerate([*WORDS, *(f"w{i}" for i in range(30))])}
+BEGIN, END, PLACE = 0, 1, 2
+PICTURE = scenes.load("test")[0].image.resize((40, 24))
+TEXT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": len(VOCABULARY)}
+TEXT |= {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": END, "max_position_embeddings": 128}
+VISION = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+VISION |= {"image_size": 16, "patch_size": 8}
+QFORMER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+
+
+def write_tokenizer(folder) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[unk]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace()])
+    tokenizer.add_special_tokens(["<image>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BEGIN)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer
+
+
+def randomise(model):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+def pixels(crop: bool) -> torch.Tensor:
+    image = PICTURE.crop((8, 0, 32, 24)) if crop else PICTURE  # the middle square, before it is made smaller
+    return to_pixels([image], (16, 16), mean=speaking.CLIP_MEAN, std=speaking.CLIP_STD)
+
+
+def said(tokenizer: Tokenizer, ids: torch.Tensor) -> str:
+    return tokenizer.decode(ids[0].tolist()).strip()
+
+
+def test_a_published_llava_is_asked_in_its_authors_template(tmp_path):
+    vision, text = VISION | {"model_type": "clip_vision_model"}, TEXT | {"model_type": "llama", "intermediate_size": 20}
+    theirs = randomise(
+        LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=PLACE))
+    )
+    theirs.save_pretrained(tmp_path)
+    tokenizer = write_tokenizer(tmp_path)
+    speaker = open_checkpoint(tmp_path)
+    for question in ("what is this ?", "Describe the image."):
+        ids = tokenizer.encode(f"USER: <image>\n{question} ASSISTANT:").ids
+        at = ids.index(PLACE)
+        prompt = torch.tensor([ids[:at] + [PLACE] * 4 + ids[at + 1 :]])
+        new = theirs.generate(input_ids=prompt, pixel_values=pixels(crop=True), max_new_tokens=40, do_sample=False)
+        new = new[:, prompt.shape[1] :] if new.shape[1] > 40 else new
+        assert speaker.ask(PICTURE, question) == said(tokenizer, new)
+    assert speaker.caption(PICTURE) == speaker.ask(PICTURE, "Describe the image.")
+    with pytest.raises(ValueError, match="this one has 2"):
+        speaker.ask(PICTURE, "what is <image> ?")
+
+
+def test_a_published_blip_2_is_asked_behind_its_queries(tmp_path):
+    text = TEXT | {"model_type": "opt", "ffn_dim": 20, "word_embed_proj_dim": 16}
+    config = Blip2Config(
+        vision_config=VISION, qformer_config=QFORMER, text_config=text, num_query_tokens=3, image_token_index=PLACE
+    )
+    theirs = randomise(Blip2ForConditionalGeneration(config))
+    theirs.save_pretrained(tmp_path)
+    tokenizer = write_tokenizer(tmp_path)
+    speaker = open_checkpoint(tmp_path)
+    for prompt, got in (
+        ("Question: what is this ? Answer:", speaker.ask(PICTURE, "what is this ?")),
+        ("", speaker.caption(PICTURE)),
+    ):
+        ids = torch.tensor([[PLACE] * 3 + tokenizer.encode(prompt).ids])
+        new = theirs.generate(pixel_values=pixels(crop=False), input_ids=ids, max_new_tokens=40, do_sample=False)
+        new = new[:, ids.shape[1] :] if new.shape[1] > 40 else new
+        assert got == said(tokenizer, new) and got
+
+
+def test_a_published_blip_captions_and_answers_nothing(tmp_path):
+    text = TEXT | {"intermediate_size": 20, "sep_token_id": END, "projection_dim": 16}
+    theirs = randomise(BlipForConditionalGeneration(BlipConfig(vision_config=VISION, text_config=text)))
+    theirs.save_pretrained(tmp_path)
+    tokenizer = write_tokenizer(tmp_path)
+    speaker = open_checkpoint(tmp_path)
+    ids = [BEGIN]
+    with torch.no_grad():
+        while len(ids) < 41 and (len(ids) == 1 or ids[-1] != END):  # transformers' own loop adds a [SEP] of its own
+            ids.append(theirs(pixels(crop=False), torch.tensor([ids])).logits[0, -1].argmax().item())
+    assert speaker.caption(PICTURE) == said(tokenizer, torch.tensor([ids[1:]]))
+    with pytest.raises(ValueError, match="answers no question"):
+        speaker.ask(PICTURE, "what is this ?")
+
+
+def test_checkpoints_that_write_no_text_say_so(tmp_path):
+    CLIPModel(CLIPConfig(vision_config=VISION, text_config=TEXT | {"intermediate_size": 20})).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'clip' writes no text"):
+        open_checkpoint(tmp_path)
+    retrieval = tmp_path / "retrieval"
+    text = TEXT | {"intermediate_size": 20, "projection_dim": 16}
+    BlipForImageTextRetrieval(BlipConfig(vision_config=VISION, text_config=text)).save_pretrained(retrieval)
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+        open_checkpoint(retrieval)
+    write_tokenizer(retrieval)
+    with pytest.raises(ValueError, match="no text decoder"):
+        open_checkpoint(retrieval).caption(PICTURE)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(ValueError, match="'t5'"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    PICTURE.save(tmp_path / "a.png")
+    return str(tmp_path / "a.png")
+
+
+def test_our_own_describers_are_found_by_their_tokenizers(tmp_path, picture, capsys):
+    captions = [scene.caption for scene in scenes.load("val")]
+    for kind in (Captioner, ToyBlip):
+        toy, folder = kind.new(captions), tmp_path / kind.__name__
+        toy.save(folder)
+        assert isinstance(open_checkpoint(folder), speaking.Describer)
+        assert command.main(["caption", picture, "--checkpoint", str(folder)]) == 0
+        assert command.main(["ask", picture, "what is this?", "--checkpoint", str(folder)]) == 1
+        out, err = capsys.readouterr()
+        assert out.startswith(f"{picture}: ") and "never trained on questions" in err
+
+
+def test_a_folder_that_is_no_checkpoint_gets_one_line(tmp_path, picture, capsys):
+    for folder in (tmp_path, tmp_path / "none"):
+        assert command.main(["ask", picture, "what is this?", "--checkpoint", str(folder)]) == 2
+        out, err = capsys.readouterr()
+        assert not out and len(err.splitlines()) == 1 and "no model to use" in err
