@@ -10,13 +10,13 @@ from pathlib import Path
 from random import Random
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minivlm import instructions, scenes
 from minivlm.blip2 import Blip2, ClipFeatures, FirstStage, QFormerConfig
 from minivlm.bpe import BPETokenizer
 from minivlm.captioner import pixels, vary_channels
-from minivlm.checkpoints import read_json
+from minivlm.checkpoints import Names, fill, read_json, read_tensors
 from minivlm.generation import generate
 from minivlm.instructions import IMAGE
 from minivlm.llava import Llava
@@ -105,10 +105,15 @@ class Assistant:
 
         return fit(self.model, batches(), loss, steps, seed=seed, **RATES | options)
 
-    def answer(self, conversations: Sequence[list[dict]], images: Tensor, longest: int = 24) -> list[str]:
-        """The greedy answer to each conversation, whose first message holds one image: the image of the same number."""
-        rows = [self._row(messages, number, reply=True) for number, messages in enumerate(conversations)]
-        batch = self._batch(rows, images, "left")
+    def answer(self, conversations: Sequence[list[dict]], images: Tensor | None = None, longest: int = 24) -> list[str]:
+        """The greedy answer to each conversation, whose first message holds the image of the same number.
+
+        Without images, the language model alone answers conversations without pictures.
+        """
+        if images is None:
+            batch = self.processor.collate([self.processor.prepare(m, reply=True) for m in conversations], "left")
+        else:
+            batch = self._batch([self._row(m, i, reply=True) for i, m in enumerate(conversations)], images, "left")
         end = self.processor.tokenizer.special_tokens["<|im_end|>"]
         del batch["labels"]
         new = generate(self.model, batch.pop("input_ids"), longest, eos_id=end, **batch)
@@ -166,6 +171,29 @@ def first_stage(
 
     fit(stage, minibatches(images, ids, batch_size=batch, seed=seed), loss, steps, seed=seed, **RATES | options)
     return dict(history)
+
+
+def stage_one_parts(model: Blip2) -> nn.ModuleDict:
+    """What stage 1 trains, as one module of the same weights, for ``checkpoints.write`` and ``checkpoints.fill``."""
+    names = "qformer", "image_projection", "text_projection", "match_head", "head"
+    return nn.ModuleDict({"norm": model.vision.norm} | {name: getattr(model, name) for name in names})
+
+
+def load_stage_one(seed: int = 0, folder: Path = FROZEN / "qformer") -> tuple[Assistant, BPETokenizer]:
+    """The Q-Former of a folder between the frozen models, and the tokenizer of the texts that it reads."""
+    tokenizer = _tokenizer(folder)
+    made = Assistant.blip2(read_json(folder / "config.json")["queries"], seed, tokenizer.vocab_size)
+    fill(stage_one_parts(made.model), read_tensors(folder), Names())
+    return made, tokenizer
+
+
+def own_captions(model: Blip2, tokenizer: BPETokenizer, images: Tensor) -> list[str]:
+    """The greedy caption that the Q-Former itself says of each image (B, 3, 64, 64), by its head for ITG."""
+    marks = tokenizer.special_tokens
+    start = torch.full((len(images), 1), marks["[DEC]"])
+    with torch.no_grad():
+        new = generate(model.itg, start, 24, eos_id=marks["[SEP]"], image=model.vision(images))
+    return [tokenizer.decode([i for i in row if i not in marks.values()]) for row in new.tolist()]
 
 
 def measure(

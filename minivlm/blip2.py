@@ -115,6 +115,18 @@ class QFormer(Med):
         mask = bidirectional(x.shape[1]) if mask is None else mask
         return self.run(x, mask, image, cache, seen)
 
+    @torch.no_grad()
+    def attention_maps(self, image: Tensor) -> Tensor:
+        """Which image states (B, N, memory) each query reads, by block with cross-attention: (blocks, B, h, Q, N)."""
+        x, maps = self.norm(self.queries).expand(len(image), -1, -1), []
+        mask = bidirectional(x.shape[1]).to(x.device)
+        for block in self.blocks:
+            if block.cross is not None:
+                asking = block.attention_norm(x + block.attention(x, mask))
+                maps.append(block.cross.weights(asking, memory=image))
+            x = block(x, mask, image)
+        return torch.stack(maps)
+
     def forward(self, image: Tensor, input_ids: Maybe = None, attention_mask: Maybe = None) -> Tensor:
         """Image states (B, N, memory) -> query states (B, Q, D).
 

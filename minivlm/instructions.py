@@ -6,7 +6,8 @@ them from the objects and cells of a scene, in the sentences of grammar.py and q
 any answer. What it cannot do is what a teacher is for: wordings and questions that nobody listed.
 
 Data: a scene -> turns (``Question``: an instruction, its admissible answers, its kind) -> messages in ChatML, which
-multimodal.Processor turns into ids and labels. A context opens a conversation: an image, or the scene in words.
+multimodal.Processor turns into ids and labels. A context opens a conversation: an image, or the scene in words in
+its place.
 """
 
 import re
@@ -56,19 +57,28 @@ COMPARED = {"left of": "further left", "right of": "further right", "above": "hi
 
 
 def listing(scene: Scene, rng: Random | None = None) -> str:
-    """The scene in words, "small red circle at row 1 column 3; ...", in reading order or in a random one."""
-    said, things = [], reading_order(scene.objects, scene.cell)
+    """The scene in words, "small red circle 3 large blue square 12", in reading order or in a random one.
+
+    A number is that of a cell, counted row by row from 1; like objects share their words: "small green star 1 6 12".
+    """
+    things, columns = reading_order(scene.objects, scene.cell), scene.image.width // scene.cell
+    said: dict[str, list[str]] = {}
     for thing in rng.sample(things, len(things)) if rng else things:
-        column, row = (int(place // scene.cell) + 1 for place in thing.center)
-        said.append(f"{describe_en(thing, article='')} at row {row} column {column}")
-    return "; ".join(said)
+        column, row = (int(place // scene.cell) for place in thing.center)
+        said.setdefault(describe_en(thing, article=""), []).append(str(row * columns + column + 1))
+    return " ".join(" ".join([looks, *cells]) for looks, cells in said.items())
 
 
-def conversation(scene: Scene, rng: Random, held_out: bool = False) -> list[Question]:
-    """Two to four turns: questions of the scene and yes/no probes, as many of each or one question more."""
-    count = rng.randint(2, 4)
-    turns = rng.sample(scene.questions, (count + 1) // 2) + rng.sample(_probes(scene), count // 2)
-    return [phrase(turn, rng, held_out) for turn in rng.sample(turns, count)]
+def conversation(scene: Scene, rng: Random, held_out: bool = False, turns: int = 0) -> list[Question]:
+    """Questions of the scene and yes/no probes, as many of each or one question more.
+
+    Two to four turns, or ``turns`` where there are as many questions to ask.
+    """
+    count = turns or rng.randint(2, 4)
+    questions, probes = scene.questions, _probes(scene)
+    asked = rng.sample(questions, min((count + 1) // 2, len(questions)))
+    asked += rng.sample(probes, min(count // 2, len(probes)))
+    return [phrase(turn, rng, held_out) for turn in rng.sample(asked, len(asked))]
 
 
 def _probes(scene: Scene) -> list[Question]:
@@ -90,10 +100,10 @@ def description(scene: Scene, rng: Random, held_out: bool = False) -> list[Quest
     return [phrase(Question(PHRASINGS["caption"][0], tuple(answers), "caption"), rng, held_out)]
 
 
-def reasoning(scene: Scene, rng: Random, held_out: bool = False) -> list[Question]:
-    """Two turns that count or compare."""
-    turns = _countings(scene.objects, rng) + _comparisons(scene.objects, scene.cell)
-    return [phrase(turn, rng, held_out) for turn in rng.sample(turns, 2)]
+def reasoning(scene: Scene, rng: Random, held_out: bool = False, turns: int = 2) -> list[Question]:
+    """Turns that count or compare."""
+    asked = _countings(scene.objects, rng) + _comparisons(scene.objects, scene.cell)
+    return [phrase(turn, rng, held_out) for turn in rng.sample(asked, min(turns, len(asked)))]
 
 
 def _countings(things: Sequence[Object], rng: Random) -> list[Question]:
@@ -176,51 +186,48 @@ def _named(noun: str, scene: Scene) -> list[Object]:
 def messages(turns: Sequence[Question], context: str | dict = "") -> list[dict]:
     """Turns -> ChatML messages, answered by their first answers; an instruction may be empty (LLaVA's first stage).
 
-    The context opens the first user message: a listing, on a line of its own, or {"type": "image"}.
+    The context opens the first user message: IMAGE, or a listing, which then stands in an image's place.
     """
     said = []
+    opening = [IMAGE | {"text": context}] if isinstance(context, str) and context else [context] if context else []
     for turn in turns:
-        parts = [part for part in (context, turn.text) if part]
+        parts = opening + ([{"type": "text", "text": turn.text}] if turn.text else [])
         if parts:
-            content = "\n".join(parts) if isinstance(context, str) else [_part(part) for part in parts]
-            said.append({"role": "user", "content": content})
+            said.append({"role": "user", "content": parts if opening else turn.text})
         said.append({"role": "assistant", "content": turn.answer})
-        context = ""
+        opening = []
     return said
 
 
-def _part(part: str | dict) -> dict:
-    return {"type": "text", "text": part} if isinstance(part, str) else part
-
-
-def illustrated(scenes: Sequence[Scene], seed: int, captions: bool = False) -> list[tuple[int, list[dict]]]:
+def illustrated(
+    scenes: Sequence[Scene], seed: int, captions: bool = False, turns: int = 0
+) -> list[tuple[int, list[dict]]]:
     """What a model reads that sees the images, as (number of the scene, ``messages``).
 
     A conversation, a description and a reasoning a scene (LLaVA's second stage) or, with ``captions``, the image and
-    a caption of it without any question (its first).
+    a caption of it without any question (its first). ``turns``: as many in conversations, half of it in reasonings.
     """
     rng, found = Random(f"illustrated {seed}"), []
     for number, scene in enumerate(scenes):
         if captions:
             asked = [[replace(turn, text="") for turn in description(scene, rng)]]
         else:
-            asked = [make(scene, rng) for make in (conversation, description, reasoning)]
+            asked = [conversation(scene, rng, turns=turns), description(scene, rng)]
+            asked.append(reasoning(scene, rng, turns=turns // 2 or 2))
         found += [(number, messages(turns, IMAGE)) for turns in asked]
     return found
 
 
 def corpus(scenes: Sequence[Scene], seed: int, context: bool = True) -> list[list[dict]]:
-    """What a language model reads that never sees an image: six conversations a scene, of ``messages``.
+    """What a language model reads that never sees an image: five conversations a scene, of ``messages``.
 
-    A plain caption and, each behind a listing, a caption, a question, a conversation, a description and a reasoning.
+    A plain caption and, each behind a listing, a caption, a description, a conversation and a reasoning of more turns.
     ``context=False`` (the ablation) gives the same without any listing: what is asked can then only be guessed.
     """
     rng, found = Random(f"instructions {seed}"), []
     for scene in scenes:
         caption = [replace(turn, text="") for turn in description(scene, rng)]
-        question = conversation(scene, rng)[:1]
-        tasks = (caption, question, *(make(scene, rng) for make in (conversation, description, reasoning)))
+        tasks = caption, description(scene, rng), conversation(scene, rng, turns=6), reasoning(scene, rng, turns=4)
         found.append(messages(caption))
-        for turns in tasks:
-            found.append(messages(turns, listing(scene) if context else ""))
+        found += [messages(turns, listing(scene) if context else "") for turns in tasks]
     return found

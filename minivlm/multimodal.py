@@ -43,13 +43,16 @@ class Processor:
     def prepare(self, messages: Sequence[dict], images: Sequence[Image.Image] = (), *, reply: bool = False) -> dict:
         """One conversation -> input_ids, labels, attention_mask (1, T) and, with images, pixel_values (M, C, H, W).
 
-        A content is a text or a list of parts, {"type": "text", "text": ...} or {"type": "image"}; ``reply`` opens
-        the assistant's turn for generation. ValueError for an unknown role or part, or another number of images.
+        A content is a text or a list of parts, {"type": "text", "text": ...} or {"type": "image"}, which may have a
+        "text" too: words in the place of the image. ``reply`` opens the assistant's turn for generation. ValueError
+        for an unknown role or part, or another number of images.
         """
         pieces = [piece for message in messages for piece in self._turn(message)]
         if reply:
             pieces += self._open("assistant")
-        places = sum(i == self._id("<|image_start|>") for i, _ in pieces)
+        contents = [message.get("content") for message in messages]
+        parts = [part for content in contents if not isinstance(content, str) for part in content]
+        places = sum(part["type"] == "image" and "text" not in part for part in parts)
         if places != len(images):
             raise ValueError(f"the messages have places for {places} images, but {len(images)} images are given")
         if not pieces:
@@ -139,7 +142,10 @@ class Processor:
         at = ids.index(first)
         if last not in ids[at:]:
             raise ValueError("an image begins with <|image_start|> and never ends with <|image_end|>")
-        return self._parts(ids[:at]) + [{"type": "image"}] + self._parts(ids[ids.index(last, at) + 1 :])
+        end = ids.index(last, at)
+        words = [i for i in ids[at + 1 : end] if i != self._id("<|image|>")]
+        image = {"type": "image"} | ({"text": self.tokenizer.decode(words)} if words else {})
+        return [*self._parts(ids[:at]), image, *self._parts(ids[end + 1 :])]
 
     def _turn(self, message: dict) -> list[Piece]:
         role, content = message.get("role"), message.get("content")
@@ -156,8 +162,8 @@ class Processor:
         return [(i, False) for i in [self._id("<|im_start|>"), *self._text(f"{role}\n")]]
 
     def _part(self, part: dict) -> list[int]:
-        if isinstance(part, dict) and part.get("type") == "image":
-            run = [self._id("<|image|>")] * self.image_tokens
+        if isinstance(part, dict) and part.get("type") == "image" and isinstance(part.get("text", ""), str):
+            run = self._text(part["text"]) if "text" in part else [self._id("<|image|>")] * self.image_tokens
             return [self._id("<|image_start|>"), *run, self._id("<|image_end|>")]
         if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
             return self._text(part["text"])

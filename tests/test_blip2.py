@@ -15,7 +15,17 @@ from transformers import (
 )
 
 from minivlm import masks
-from minivlm.blip2 import HF_NAMES, Blip2, ClipFeatures, FirstStage, QFormerConfig, freeze, prompt_loss
+from minivlm.blip2 import (
+    HF_NAMES,
+    Blip2,
+    ClipFeatures,
+    FirstStage,
+    QFormer,
+    QFormerConfig,
+    freeze,
+    prompt_loss,
+    second_stage,
+)
 from minivlm.clip import ClipVision, VisionConfig
 from minivlm.decoder import Decoder, DecoderConfig, KVCache
 from minivlm.generation import generate
@@ -481,3 +491,42 @@ def test_queries_read_clip_before_its_last_block_and_only_the_norm_behind_it_lea
     freeze(model)
     learned = {name for name, p in model.vision.named_parameters() if p.requires_grad}
     assert learned == {"norm.weight", "norm.bias"}
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_attention_maps_say_which_image_vectors_each_query_reads(every):
+    torch.manual_seed(0)
+    config = QFormerConfig(1, 8, 16, 4, 2, 20, memory=12, queries=3, every=every)
+    net, image = QFormer(config).eval(), torch.randn(2, 5, 12)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    read = []  # by the attention itself: what enters each cross-attention, asked again
+    for block in net.blocks:
+        if block.cross is not None:
+            block.cross.register_forward_hook(lambda m, args, kw, out: read.append((m, args[0])), with_kwargs=True)
+    with torch.no_grad():
+        net(image)
+    maps = net.attention_maps(image)
+    assert maps.shape == (-(-4 // every), 2, 2, 3, 5)
+    assert torch.allclose(maps.sum(dim=-1), torch.ones(maps.shape[:-1]), atol=1e-5)
+    for got, (cross, x) in zip(maps, read[: len(maps)], strict=True):
+        assert torch.allclose(got, cross.weights(x, memory=image), atol=1e-5)
+
+
+def test_the_second_stage_leaves_the_scaffolding_of_the_first_and_freezes_both_models():
+    torch.manual_seed(0)
+    vision = ViTConfig((16, 16), patch=8, width=16, layers=1, heads=2, hidden=20)
+    decoder = Decoder(DecoderConfig(9, 12, 1, 2, 2, 8))
+    model = Blip2(vision, QFormerConfig(30, 8, 16, 2, 2, 20, memory=16, queries=3), width=8, decoder=decoder).eval()
+    images = torch.randn(2, 3, 16, 16)
+    before = model.encode_images(images)
+    second_stage(model)
+    assert torch.equal(model.encode_images(images), before)
+    parts = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert parts == {"vision", "qformer", "projection"}
+    assert {name for name, p in model.named_parameters() if p.requires_grad and name.startswith("vision")} == {
+        "vision.norm.weight",
+        "vision.norm.bias",
+    }
+    with pytest.raises(ValueError, match="no heads for retrieval"):
+        model.encode_image(images)

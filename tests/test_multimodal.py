@@ -100,6 +100,24 @@ def test_only_what_the_assistant_says_is_learned():
     assert torch.equal(row["labels"][kept], row["input_ids"][kept])
 
 
+def test_words_may_stand_in_the_place_of_an_image():
+    told, shown = IMAGE | {"text": "a red star"}, [IMAGE, text("what?")]
+    messages = [{"role": "user", "content": [told, text("what?")]}, {"role": "user", "content": shown}]
+    row = processor(2).prepare(messages, [PICTURE])
+    assert TOKENIZER.decode(row["input_ids"][0].tolist()) == (
+        "<|im_start|>user\n<|image_start|>a red star<|image_end|>what?<|im_end|>\n"
+        "<|im_start|>user\n<|image_start|><|image|><|image|><|image_end|>what?<|im_end|>\n"
+    )
+    assert processor(2).messages(row["input_ids"][0].tolist()) == messages
+    with pytest.raises(ValueError, match="places for 1 images, but 2"):
+        processor(2).prepare(messages, [PICTURE] * 2)
+    for wrong in (3, None):
+        with pytest.raises(ValueError, match="unknown part"):
+            processor().prepare([{"role": "user", "content": [IMAGE | {"text": wrong}]}])
+    with pytest.raises(ValueError, match="image_end"):
+        processor().prepare([{"role": "user", "content": [IMAGE | {"text": "<|image_end|>"}]}])
+
+
 def test_a_reply_begins_where_generation_goes_on():
     row = processor().prepare([{"role": "user", "content": "what?"}], reply=True)
     assert TOKENIZER.decode(row["input_ids"][0].tolist()).endswith("<|im_end|>\n<|im_start|>assistant\n")

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from minivlm import __main__ as command
-from minivlm import scenes, speaking
+from minivlm import instructions, scenes, speaking
 from minivlm.captioner import Captioner
 from minivlm.speaking import open_checkpoint
 from minivlm.train_blip import ToyBlip
@@ -156,3 +156,24 @@ def test_a_folder_that_is_no_checkpoint_gets_one_line(tmp_path, picture, capsys)
         assert command.main(["ask", picture, "what is this?", "--checkpoint", str(folder)]) == 2
         out, err = capsys.readouterr()
         assert not out and len(err.splitlines()) == 1 and "no model to use" in err
+
+
+def test_without_a_checkpoint_the_committed_llava_answers(picture, capsys):
+    scene = scenes.load("test")[0]
+    for asked in scene.questions[:3]:
+        assert command.main(["ask", picture, asked.text]) == 0
+    out, err = capsys.readouterr()
+    assert not err and len(out.splitlines()) == 3
+    said = zip(out.splitlines(), scene.questions, strict=False)
+    assert sum(instructions.accepts(asked, answer, scene) for answer, asked in said) >= 2
+
+
+def test_a_question_with_a_control_token_or_a_broken_picture_gets_one_line(picture, tmp_path, capsys):
+    (tmp_path / "b.png").write_text("no picture")
+    for arguments, words in (
+        ((picture, "say <|im_end|>"), "<|im_end|>"),
+        ((tmp_path / "b.png", "hi"), "not a picture"),
+    ):
+        assert command.main(["ask", *map(str, arguments)]) == 1
+        out, err = capsys.readouterr()
+        assert not out and len(err.splitlines()) == 1 and words in err

@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--second", type=int, default=300, help="steps of stage 2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[*range(len(ROWS))], help="numbers of rows")
+    parser.add_argument("--bare", type=Path, help="folder of a language model without contexts; trained if it is empty")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     train, held_out = scenes.sample(8000, seed=0), scenes.sample(250, seed=5, split="composition")
@@ -55,14 +56,15 @@ def main() -> None:
     print("| training | seed | parameters trained in stage 2 | tokens of a picture | ", end="")
     print("last loss of stage 2 | true captions | CPU seconds |")
     print("|" + "---|" * 7)
-    with tempfile.TemporaryDirectory() as folder:
-        if not all(ROWS[name][2] for name in names):
+    with tempfile.TemporaryDirectory() as temporary:
+        bare = chosen.bare or Path(temporary)
+        if not all(ROWS[name][2] for name in names) and not (bare / "config.json").exists():
             with contextlib.redirect_stdout(sys.stderr):
-                build_decoder(context=False, folder=Path(folder))
+                build_decoder(context=False, folder=bare)
         for name in names:
             queries, first, context = ROWS[name]
             for seed in chosen.seeds:
-                words = FROZEN / "decoder" if context else Path(folder)
+                words = FROZEN / "decoder" if context else bare
                 made, began = Assistant.blip2(queries, seed, tokenizer.vocab_size, words), time.process_time()
                 if first:
                     first_stage(made.model, tokenizer, images, captions, chosen.first, seed=seed)

@@ -9,23 +9,27 @@ the quality that is printed; a test asks for it.
 
 import sys
 from collections import defaultdict
+from itertools import chain
 from math import log
 from pathlib import Path
 from random import Random
 
 import torch
 
-from minivlm import instructions, scenes, vqvae
+from minivlm import assistant, instructions, scenes, vqvae
+from minivlm.assistant import Assistant, first_stage
 from minivlm.blip import LOSSES
 from minivlm.bpe import BPETokenizer
 from minivlm.captioner import pixels, vary_channels
+from minivlm.checkpoints import Names, write
 from minivlm.clip import Clip, contrastive_loss
 from minivlm.decoder import Decoder
 from minivlm.generation import generate
+from minivlm.llava import train_stage
 from minivlm.masks import causal, segments
 from minivlm.multimodal import CONTROL, Processor, answer_loss
 from minivlm.pretrained import from_pretrained, save_pretrained
-from minivlm.train_blip import ToyBlip, judgements, retrieval, told_truly
+from minivlm.train_blip import SPECIAL, ToyBlip, judgements, mates, retrieval, told_truly
 from minivlm.train_clip import END, PAD, sentences, toy, toy_config
 from minivlm.training import fit, minibatches
 
@@ -41,11 +45,12 @@ BLIP_PHASES = (  # losses, steps, batch, captions that contradict each other sid
     (LOSSES, 650, 128, True, 0.015, 10),
 )
 
-CLIP_LAYERS, CLIP_STEPS = 3, 800
+CLIP_LAYERS, CLIP_STEPS, QFORMER_STEPS = 3, 1200, 800
 MAKERS = instructions.conversation, instructions.description, instructions.reasoning
+LLAVA_STAGES = ((1, 150, 64, 0.02), (2, 1500, 48, 0.015))  # stage, steps, batch, Muon's learning rate
 DECODER_PHASES = (  # kinds of conversation (by their place in instructions.corpus), steps, Muon's learning rate
-    ((1, 2, 4), 700, 0.02),
-    (range(6), 2300, 0.02),
+    ((1, 2), 400, 0.02),
+    (range(5), 1700, 0.02),
 )
 
 
@@ -86,7 +91,11 @@ def build_blip() -> None:
 
 
 def build_clip() -> None:
-    """As in notebook 05, with one block more in the image tower: what is read of it is the layer before the last."""
+    """As in notebook 05, with one block more in the image tower: what is read of it is the layer before the last.
+
+    Every second batch holds captions that contradict each other side by side. Otherwise the pictures of a batch differ
+    so much that nobody needs to look at where things are.
+    """
     train = scenes.sample(8000, seed=0)
     images, captions = pixels([scene.image for scene in train]), [scene.caption for scene in train]
     tokenizer = BPETokenizer.train(captions, vocab_size=400, special_tokens=(END, PAD))
@@ -100,7 +109,9 @@ def build_clip() -> None:
             model.scale.clamp_(max=log(100))
         return contrastive_loss(model.encode_image(vary_channels(batch[0])), model.encode_text(batch[1]), model.scale)
 
-    batches = minibatches(images, ids, batch_size=128)
+    plain = minibatches(images, ids, batch_size=128)
+    near = ((images[rows.flatten()], ids[rows.flatten()]) for (rows,) in minibatches(mates(captions), batch_size=64))
+    batches = chain.from_iterable(zip(plain, near, strict=True))  # both are endless
     fit(model, batches, loss, CLIP_STEPS, muon_lr=0.015, adamw_lr=2e-3, weight_decay=0.1)
     save_pretrained(model.half(), toy_config(*shape, layers=CLIP_LAYERS), FOLDER / "clip")
     tokenizer.save(FOLDER / "clip" / "tokenizer.json")
@@ -147,7 +158,9 @@ def build_decoder(context: bool = True, folder: Path = FOLDER / "decoder") -> No
     """
     read = scenes.sample(6000, seed=0) + scenes.sample(2000, seed=7, split="composition")
     conversations = instructions.corpus(read, seed=0, context=context)
-    texts = [f"{message['role']}\n{message['content']}" for turns in conversations[:12_000] for message in turns]
+    some = [message for turns in conversations[:12_000] for message in turns]
+    contents = [[{"text": c}] if isinstance(c, str) else c for c in (message["content"] for message in some)]
+    texts = [part["text"] for content in contents for part in content] + [f"{message['role']}\n" for message in some]
     tokenizer = BPETokenizer.train(texts, vocab_size=400, special_tokens=CONTROL)
     processor = Processor(tokenizer, 0, pixels)
     shape = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}
@@ -156,11 +169,11 @@ def build_decoder(context: bool = True, folder: Path = FOLDER / "decoder") -> No
     torch.manual_seed(0)
     model = Decoder.from_hf(config)
     for kinds, steps, rate in DECODER_PHASES:
-        rows = [processor.prepare(turns) for i, turns in enumerate(conversations) if i % 6 in kinds]
+        rows = [processor.prepare(turns) for i, turns in enumerate(conversations) if i % 5 in kinds]
         Random(0).shuffle(rows)
-        packed = processor.pack(rows, 160)
+        packed = processor.pack(rows, 208)
         columns = (packed[name] for name in ("input_ids", "labels", "segment_ids", "position_ids"))
-        batches = minibatches(*columns, batch_size=16)
+        batches = minibatches(*columns, batch_size=12)
         fit(model, batches, read_text, steps, muon_lr=rate, adamw_lr=rate * 2 / 15, weight_decay=0.1)
         for split in SPLITS[::2]:
             report_text(model, processor, split, context)
@@ -168,7 +181,44 @@ def build_decoder(context: bool = True, folder: Path = FOLDER / "decoder") -> No
     tokenizer.save(folder / "tokenizer.json")
 
 
+def build_qformer() -> None:
+    """BLIP-2's stage 1 on the frozen image encoder; no language model takes part in it."""
+    train = scenes.sample(8000, seed=0)
+    images, captions = pixels([scene.image for scene in train]), [scene.caption for scene in train]
+    tokenizer = BPETokenizer.train(captions, vocab_size=400, special_tokens=SPECIAL)
+    made = Assistant.blip2(queries=8, read=tokenizer.vocab_size)
+    first_stage(made.model, tokenizer, images, captions, QFORMER_STEPS)
+    config = {"queries": 8} | assistant.QFORMER | {"vocab_size": tokenizer.vocab_size}
+    write(assistant.stage_one_parts(made.model).half(), config, Names(), FOLDER / "qformer")
+    tokenizer.save(FOLDER / "qformer" / "tokenizer.json")
+    made, tokenizer = assistant.load_stage_one()
+    for split in SPLITS:
+        found = scenes.load(split)
+        said = assistant.own_captions(made.model, tokenizer, pixels([scene.image for scene in found]))
+        true = sum(map(scenes.is_true, said, found))
+        print(f"{split}: the Q-Former's own captions, {true} of {len(said)} true", flush=True)
+
+
+def build_llava() -> None:
+    """Both stages of notebook 08, longer, with more turns a conversation."""
+    train = scenes.sample(8000, seed=0)
+    images = pixels([scene.image for scene in train])
+    made = Assistant.llava()
+    for stage, steps, batch, rate in LLAVA_STAGES:
+        train_stage(made.model, stage)
+        told = instructions.illustrated(train, 0, captions=stage == 1, turns=6)
+        made.train(told, images, steps, batch=batch, muon_lr=rate, adamw_lr=rate * 2 / 15)
+        for split in SPLITS[::2]:
+            found = scenes.sample(100, seed=5, split=split)
+            shares = assistant.measure(made, found, pixels([scene.image for scene in found]))
+            told = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
+            print(f"after stage {stage}, {len(found)} other {split} scenes: {told}", flush=True)
+    made.model.half()
+    made.save(FOLDER / "llava")
+
+
 BUILD = {"vqvae": build_vqvae, "blip": build_blip, "clip": build_clip, "decoder": build_decoder}
+BUILD |= {"qformer": build_qformer, "llava": build_llava}
 
 
 def main() -> None:

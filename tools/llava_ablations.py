@@ -1,6 +1,6 @@
 """What each choice in LLaVA's training brings, on scenes: the table of notebook 08.
 
-    python tools/llava_ablations.py [--first 150] [--second 300] [--seeds 0]
+    python tools/llava_ablations.py [--first 100] [--second 200] [--seeds 0]
 
 Some N minutes on one core a seed. Every row starts from the frozen image encoder and language model of data/checkpoints
 and sees the same 8,000 scenes in the same batches; only the named thing differs. Measured on 200 scenes of the
@@ -58,10 +58,11 @@ def start(what: str, seed: int, bare: Path) -> Assistant:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--first", type=int, default=150, help="steps of stage 1")
-    parser.add_argument("--second", type=int, default=300, help="steps of stage 2")
+    parser.add_argument("--first", type=int, default=100, help="steps of stage 1")
+    parser.add_argument("--second", type=int, default=200, help="steps of stage 2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[*range(len(ROWS))], help="numbers of rows")
+    parser.add_argument("--bare", type=Path, help="folder of a language model without contexts; trained if it is empty")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     train, held_out = scenes.sample(8000, seed=0), scenes.sample(200, seed=5, split="composition")
@@ -73,14 +74,15 @@ def main() -> None:
     names = [[*ROWS][row] for row in chosen.rows]
     print(f"| training | seed | {' | '.join(KINDS)} | all, stated another way | CPU seconds |")
     print("|" + "---|" * (len(KINDS) + 4))
-    with tempfile.TemporaryDirectory() as folder:
-        if any(ROWS[name][1] == "bare" for name in names):
+    with tempfile.TemporaryDirectory() as temporary:
+        bare = chosen.bare or Path(temporary)
+        if any(ROWS[name][1] == "bare" for name in names) and not (bare / "config.json").exists():
             with contextlib.redirect_stdout(sys.stderr):
-                build_decoder(context=False, folder=Path(folder))
+                build_decoder(context=False, folder=bare)
         for name in names:
             stages, what = ROWS[name]
             for seed in chosen.seeds:
-                made, began = start(what, seed, Path(folder)), time.process_time()
+                made, began = start(what, seed, bare), time.process_time()
                 for kind, trained in stages:
                     train_stage(made.model, trained)
                     conversations, steps = data[kind]

@@ -1,0 +1,131 @@
+"""Between two frozen models: what is trained, what is not, and how answers are counted."""
+
+from random import Random
+
+import pytest
+import torch
+
+from minivlm import instructions, scenes
+from minivlm.assistant import FROZEN, Assistant, load_stage_one, measure, own_captions
+from minivlm.blip2 import second_stage
+from minivlm.captioner import pixels
+from minivlm.instructions import IMAGE
+from minivlm.llava import train_stage
+from minivlm.pretrained import from_pretrained
+
+SOME = scenes.load("composition")[:24]
+IMAGES = pixels([scene.image for scene in SOME])
+
+
+def same(module: torch.nn.Module, other: torch.nn.Module) -> bool:
+    ours, theirs = module.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def stage_two(kind: str) -> Assistant:
+    if kind == "llava":
+        made = Assistant.llava()
+        train_stage(made.model, 1)
+    else:
+        made, _ = load_stage_one()
+        second_stage(made.model)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["llava", "blip2"])
+def test_a_training_moves_the_bridge_and_leaves_the_frozen_models_as_they_are(kind):
+    made = stage_two(kind)
+    before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
+    history = made.train(instructions.illustrated(SOME, 0, captions=True), IMAGES, 3, batch=8)
+    assert len(history["loss"]) == 3
+    moved = {name.split(".")[0] for name, p in made.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"llava": {"projector"}, "blip2": {"vision", "qformer", "projection"}}[kind]
+    tower = made.model.vision if kind == "llava" else made.model.vision.tower
+    assert same(tower, from_pretrained(FROZEN / "clip").vision)
+    assert same(made.model.decoder, from_pretrained(FROZEN / "decoder"))
+
+
+def test_each_batch_holds_the_images_that_its_conversations_are_about():
+    made = Assistant.llava()
+    told = instructions.illustrated(SOME, 0)
+    rows = [made._row(messages, number) for number, messages in told]
+    batch = made._batch([rows[i] for i in (7, 3, 40)], IMAGES, "right")
+    assert torch.equal(batch["pixel_values"], IMAGES[[told[i][0] for i in (7, 3, 40)]])
+    assert (batch["input_ids"] == made.model.image_token_id).sum(dim=1).tolist() == [16] * 3
+
+
+@pytest.mark.parametrize("captions", [True, False])
+def test_illustrated_conversations_are_about_their_scene(captions):
+    told = instructions.illustrated(SOME, 4, captions)
+    assert told == instructions.illustrated(SOME, 4, captions) and len(told) == len(SOME) * (1 if captions else 3)
+    for place, (number, messages) in enumerate(told):
+        assert number == place // (1 if captions else 3)
+        content = messages[0]["content"]
+        assert content[0] == IMAGE and len(content) == (1 if captions else 2)
+        assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2)
+        if captions:
+            assert scenes.is_true(messages[1]["content"], SOME[number])
+
+
+def test_a_saved_assistant_answers_the_same(tmp_path):
+    made = stage_two("llava")
+    made.train(instructions.illustrated(SOME, 0, captions=True), IMAGES, 3, batch=8)
+    made.save(tmp_path)
+    assert Assistant.load(tmp_path).describe(IMAGES) == made.describe(IMAGES)
+
+
+class Knowing:
+    """Answers every question rightly, or none, and keeps what it was asked."""
+
+    def __init__(self, right: bool):
+        self.right, self.asked = right, []
+
+    def answer(self, conversations, images):
+        said = []
+        for messages, image in zip(conversations, images, strict=True):
+            self.asked.append([m["content"] if isinstance(m["content"], str) else "" for m in messages])
+            number = next(i for i, other in enumerate(IMAGES) if torch.equal(other, image))
+            said.append(self.find(number, messages) if self.right else "I do not know")
+        return said
+
+    def find(self, number: int, messages: list[dict]) -> str:
+        content = messages[-1]["content"]
+        text = content if isinstance(content, str) else content[1]["text"]
+        rng, turns = Random("measure 0"), {}
+        for i, scene in enumerate(SOME):
+            for make in (instructions.conversation, instructions.description, instructions.reasoning):
+                turns.setdefault(i, []).extend(make(scene, rng, self.held_out))
+        return next(turn.answer for turn in turns[number] if turn.text == text)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_who_knows_everything_is_always_right_and_is_asked_behind_its_own_answers(held_out):
+    knowing = Knowing(right=True)
+    knowing.held_out = held_out
+    found = measure(knowing, SOME, IMAGES, held_out=held_out)
+    assert set(found.values()) == {1.0} and {"caption", "all", "later turns"} <= found.keys()
+    assert max(len(asked) for asked in knowing.asked) == 7  # four turns, of which three are answered
+
+
+def test_who_knows_nothing_is_never_right():
+    assert set(measure(Knowing(right=False), SOME, IMAGES).values()) == {0.0}
+
+
+@pytest.mark.parametrize("name", ["blip", "clip", "decoder", "qformer", "vqvae"])
+def test_a_frozen_model_takes_less_than_two_megabytes(name):
+    assert 0 < sum(file.stat().st_size for file in (FROZEN / name).iterdir()) < 2e6
+
+
+def test_the_frozen_language_model_describes_scenes_that_it_reads_about():
+    found = scenes.load("composition")
+    said = Assistant.llava().answer(
+        [[{"role": "user", "content": [IMAGE | {"text": instructions.listing(scene)}]}] for scene in found]
+    )
+    assert sum(map(scenes.is_true, said, found)) >= 195
+
+
+def test_the_frozen_q_former_describes_pictures_by_itself():
+    made, tokenizer = load_stage_one()
+    found = scenes.load("test")
+    said = own_captions(made.model, tokenizer, pixels([scene.image for scene in found]))
+    assert sum(map(scenes.is_true, said, found)) >= 200
