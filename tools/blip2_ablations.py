@@ -1,8 +1,8 @@
-"""What queries and stage 1 bring to BLIP-2, on scenes: the table of notebook 07.
+"""What queries and stage 1 bring to BLIP-2, on scenes: the table that notebook 07 still lacks.
 
     python tools/blip2_ablations.py [--first 300] [--second 300] [--seeds 0]
 
-Some N minutes on one core a seed. The image encoder and the language model of data/checkpoints stay frozen. Every row
+The image encoder and the language model of data/checkpoints stay frozen. Every row
 sees the same 8,000 scenes in the same batches; only the named thing differs. Stage 2 has the same number of steps in
 each. Measured on 250 scenes of the composition stream with seed 5 (not the files in data/scenes): greedy captions that
 are true; the language model's loss.

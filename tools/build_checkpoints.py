@@ -1,7 +1,9 @@
-"""Train the small frozen models of data/checkpoints again: python tools/build_checkpoints.py [vqvae] [blip]
+"""Train the small frozen models of data/checkpoints again: python tools/build_checkpoints.py [NAME ...]
 
 vqvae: images of 64 x 64 pixels <-> 8 x 8 codes (minivlm/vqvae.py); two to four minutes on one core.
 blip: retrieval, matching and captions of scenes (minivlm/train_blip.py); some 16 minutes.
+clip: an image encoder (minivlm/train_clip.py); three minutes. decoder: a language model of text alone; ten minutes.
+qformer: BLIP-2's stage 1, needs clip; six minutes. llava: both stages, needs clip and decoder; some 16 minutes.
 
 Another CPU gives other weights, because sums differ in the last digit and training makes much of it. What must hold is
 the quality that is printed; a test asks for it.

@@ -1,8 +1,8 @@
-"""What each choice in LLaVA's training brings, on scenes: the table of notebook 08.
+"""What each choice in LLaVA's training brings, on scenes: the table that notebook 08 still lacks.
 
     python tools/llava_ablations.py [--first 100] [--second 200] [--seeds 0]
 
-Some N minutes on one core a seed. Every row starts from the frozen image encoder and language model of data/checkpoints
+Every row starts from the frozen image encoder and language model of data/checkpoints
 and sees the same 8,000 scenes in the same batches; only the named thing differs. Measured on 200 scenes of the
 composition stream with seed 5 (not the files in data/scenes): right answers by kind, over one conversation, one
 description and one reasoning a scene; "later turns" are asked behind the model's own answers. The last column asks the
