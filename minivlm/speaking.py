@@ -69,7 +69,10 @@ class Published:
         except ImportError:
             raise ValueError("a published tokenizer.json is read with tokenizers: pip install tokenizers") from None
         self.model, self.kind, self.folder = from_pretrained(folder), config["model_type"], folder
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library has no class of its own for it
+            raise ValueError(f"{folder / 'tokenizer.json'} is no tokenizer that can be read: {error}") from None
         file, text = folder / "preprocessor_config.json", config.get("text_config", {})
         self.image, self.text = read_json(file) if file.exists() else {}, text
         self.side = config.get("vision_config", {}).get("image_size", {"blip": 384}.get(self.kind, 224))
@@ -84,12 +87,14 @@ class Published:
     def ask(self, image: Image.Image, question: str) -> str:
         if self.kind not in TEMPLATES:
             raise ValueError(f"the checkpoint in {self.folder} describes pictures, it answers no question")
-        ids = self.tokenizer.encode(TEMPLATES[self.kind].format(question)).ids
+        ids, token = self.tokenizer.encode(TEMPLATES[self.kind].format(question)).ids, self.model.image_token_id
+        if self.kind == "llava" and ids.count(token) != 1:
+            raise ValueError(f"a prompt has one place for the image; this one has {ids.count(token)}: {question!r}")
+        for added in self.tokenizer.get_added_tokens_decoder().values():
+            if added.special and added.content in question:
+                raise ValueError(f"the question contains the special token {added.content!r}")
         if self.kind == "blip-2":
             return self._say([*self._queries(), *ids], image)
-        token = self.model.image_token_id
-        if ids.count(token) != 1:
-            raise ValueError(f"a prompt has one place for the image; this one has {ids.count(token)}: {question!r}")
         at = ids.index(token)
         return self._say(ids[:at] + [token] * self.model.image_tokens + ids[at + 1 :], image)
 

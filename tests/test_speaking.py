@@ -99,6 +99,8 @@ def test_a_published_blip_2_is_asked_behind_its_queries(tmp_path):
         new = theirs.generate(pixel_values=pixels(crop=False), input_ids=ids, max_new_tokens=40, do_sample=False)
         new = new[:, ids.shape[1] :] if new.shape[1] > 40 else new
         assert got == said(tokenizer, new) and got
+    with pytest.raises(ValueError, match="special token '<image>'"):
+        speaker.ask(PICTURE, "what is <image> ?")
 
 
 def test_a_published_blip_captions_and_answers_nothing(tmp_path):
@@ -128,6 +130,9 @@ def test_checkpoints_that_write_no_text_say_so(tmp_path):
     write_tokenizer(retrieval)
     with pytest.raises(ValueError, match="no text decoder"):
         open_checkpoint(retrieval).caption(PICTURE)
+    (retrieval / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer"):
+        open_checkpoint(retrieval)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     with pytest.raises(ValueError, match="'t5'"):
         open_checkpoint(tmp_path)

@@ -2,10 +2,9 @@
 
     python tools/blip2_ablations.py [--first 300] [--second 300] [--seeds 0]
 
-The image encoder and the language model of data/checkpoints stay frozen. Every row
-sees the same 8,000 scenes in the same batches; only the named thing differs. Stage 2 has the same number of steps in
-each. Measured on 250 scenes of the composition stream with seed 5 (not the files in data/scenes): greedy captions that
-are true; the language model's loss.
+The image encoder and the language model of data/checkpoints stay frozen. Every row sees the same 8,000 scenes in the
+same batches; only the named thing differs. Stage 2 has the same number of steps in each. Measured on 250 scenes of the
+composition stream with seed 5 (not the files in data/scenes): greedy captions that are true; the language model's loss.
 """
 
 import argparse

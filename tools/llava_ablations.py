@@ -2,11 +2,10 @@
 
     python tools/llava_ablations.py [--first 100] [--second 200] [--seeds 0]
 
-Every row starts from the frozen image encoder and language model of data/checkpoints
-and sees the same 8,000 scenes in the same batches; only the named thing differs. Measured on 200 scenes of the
-composition stream with seed 5 (not the files in data/scenes): right answers by kind, over one conversation, one
-description and one reasoning a scene; "later turns" are asked behind the model's own answers. The last column asks the
-same in phrasings that no training shows.
+Every row starts from the frozen image encoder and language model of data/checkpoints and sees the same 8,000 scenes in
+the same batches; only the named thing differs. Measured on 200 scenes of the composition stream with seed 5 (not the
+files in data/scenes): right answers by kind, over one conversation, one description and one reasoning a scene; "later
+turns" are asked behind the model's own answers. The last column asks the same in phrasings that no training shows.
 """
 
 import argparse
