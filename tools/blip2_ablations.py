@@ -73,7 +73,8 @@ def main() -> None:
                 seconds = time.process_time() - began
                 said = made.describe(asked)
                 true = sum(map(scenes.is_true, said, held_out)) / len(said)
-                loss = sum(history["loss"][-20:]) / 20
+                last = history["loss"][-20:]
+                loss = sum(last) / len(last)
                 row = f"{name} | {seed} | {size:,} | {queries} | {loss:.3f} | {true:.1%} | {seconds:.0f}"
                 print(f"| {row} |", flush=True)
 
