@@ -84,14 +84,12 @@ class Assistant:
         steps: int,
         *,
         batch: int = 64,
-        erased: float = 0.0,
-        smoothing: float = 0.0,
         seed: int = 0,
         **options,
     ) -> dict[str, list[float]]:
         """Fit what requires a gradient to conversations, (number of the image, messages), and images (B, 3, 64, 64).
 
-        Learned is what the assistant says. ``erased``: see ``captioner.vary_channels``. Returns the history of ``fit``.
+        Learned is what the assistant says. Returns the history of ``fit``.
         """
         rows = [self._row(messages, number) for number, messages in conversations]
 
@@ -100,8 +98,8 @@ class Assistant:
                 yield self._batch([rows[i] for i in drawn.tolist()], images, "right")
 
         def loss(model: Prompted, batch: dict) -> Tensor:
-            seen = vary_channels(batch["pixel_values"], erased)
-            return answer_loss(model(batch["input_ids"], seen, batch["attention_mask"]), batch["labels"], smoothing)
+            seen = vary_channels(batch["pixel_values"], erased=0.0)
+            return answer_loss(model(batch["input_ids"], seen, batch["attention_mask"]), batch["labels"])
 
         return fit(self.model, batches(), loss, steps, seed=seed, **RATES | options)
 
@@ -151,20 +149,19 @@ def first_stage(
     steps: int,
     *,
     batch: int = 64,
-    erased: float = 0.0,
     seed: int = 0,
     **options,
 ) -> dict[str, list[float]]:
     """BLIP-2's stage 1 on images (B, 3, 64, 64) and captions; returns the history of each loss.
 
-    tokenizer: with the special tokens of ``train_blip.SPECIAL``. ``erased``: see ``captioner.vary_channels``.
+    tokenizer: with the special tokens of ``train_blip.SPECIAL``.
     """
     ids = as_bert(tokenizer, captions, model.qformer.config.length)
     stage = FirstStage(model, dec=tokenizer.special_tokens["[DEC]"], pad=tokenizer.special_tokens["[PAD]"])
     history = defaultdict(list)
 
     def loss(stage: FirstStage, batch: tuple[Tensor, Tensor]) -> Tensor:
-        parts = stage(vary_channels(batch[0], erased), batch[1])
+        parts = stage(vary_channels(batch[0], erased=0.0), batch[1])
         for name, value in parts.items():
             history[name].append(value.item())
         return sum(parts.values())

@@ -219,10 +219,10 @@ class Prompted(nn.Module):
         """Ids (B, T) of a prompt -> who sees whom (B, 1, T, T), or None for causal."""
 
 
-def answer_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each learned token given all before it: logits (B, T, V), labels (B, T) with IGNORE."""
     logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    return F.cross_entropy(logits, labels, ignore_index=IGNORE, label_smoothing=smoothing)
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE)
 
 
 @dataclass(frozen=True)
