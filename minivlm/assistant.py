@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minivlm import instructions, scenes
-from minivlm.blip2 import Blip2, ClipFeatures, FirstStage, QFormerConfig
+from minivlm.blip2 import Blip2, ClipFeatures, FirstStage, QFormerConfig, second_stage
 from minivlm.bpe import BPETokenizer
 from minivlm.captioner import pixels, vary_channels
 from minivlm.checkpoints import Names, fill, read_json, read_tensors
@@ -170,18 +170,26 @@ def first_stage(
     return dict(history)
 
 
-def stage_one_parts(model: Blip2) -> nn.ModuleDict:
-    """What stage 1 trains, as one module of the same weights, for ``checkpoints.write`` and ``checkpoints.fill``."""
-    names = "qformer", "image_projection", "text_projection", "match_head", "head"
-    return nn.ModuleDict({"norm": model.vision.norm} | {name: getattr(model, name) for name in names})
+def trained_parts(model: Blip2) -> nn.ModuleDict:
+    """What the stage trains that the model is in, as one module of the same weights: to write, and to ``fill``."""
+    heads = ("image_projection", "text_projection", "match_head", "head") if model.match_head else ("projection",)
+    return nn.ModuleDict({"norm": model.vision.norm} | {name: getattr(model, name) for name in ("qformer", *heads)})
 
 
 def load_stage_one(seed: int = 0, folder: Path = FROZEN / "qformer") -> tuple[Assistant, BPETokenizer]:
     """The Q-Former of a folder between the frozen models, and the tokenizer of the texts that it reads."""
     tokenizer = _tokenizer(folder)
     made = Assistant.blip2(read_json(folder / "config.json")["queries"], seed, tokenizer.vocab_size)
-    fill(stage_one_parts(made.model), read_tensors(folder), Names())
+    fill(trained_parts(made.model), read_tensors(folder), Names())
     return made, tokenizer
+
+
+def load_stage_two(folder: Path = FROZEN / "blip2") -> Assistant:
+    """The Q-Former and the Linear of a folder between the frozen models, ready to speak."""
+    made = Assistant.blip2(read_json(folder / "config.json")["queries"])
+    second_stage(made.model)
+    fill(trained_parts(made.model), read_tensors(folder), Names())
+    return made
 
 
 def own_captions(model: Blip2, tokenizer: BPETokenizer, images: Tensor) -> list[str]:

@@ -41,7 +41,7 @@ PHRASINGS = {
     "shape": ("what shape {be} the {noun}?", "tell me the shape of the {noun}.", "name the shape of the {noun}."),
     "size": ("what size {be} the {noun}?", "name the size of the {noun}.", "tell me the size of the {noun}."),
     "relation": ("where is {noun}?", "tell me where {noun} is.", "say where {noun} is."),
-    "yes/no": ("{claim}?", "{claim}? say yes or no.", "yes or no: {claim}?"),
+    "yes/no": ("{claim}?", "{claim}? say yes or no.", "tell me: {claim}?", "yes or no: {claim}?"),
     "same": (
         "are the objects of the same {feature}?",
         "do the objects have the same {feature}?",

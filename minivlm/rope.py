@@ -12,7 +12,7 @@ def inverse_frequencies(head_dim: int, theta: float = 10_000.0) -> Tensor:
     """theta^(-2i/d) for i = 0 .. d/2 - 1: (d/2,), radians per position (RoFormer, section 3.2.2)."""
     if head_dim % 2:
         raise ValueError(f"rotary embedding turns pairs of features; head_dim {head_dim} is odd")
-    return theta ** -(torch.arange(0, head_dim, 2).float() / head_dim)
+    return 1 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)  # to the last digit as in transformers
 
 
 def rotary_tables(positions: Tensor, head_dim: int, theta: float = 10_000.0) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ Another CPU gives other weights, because sums differ in the last digit and train
 the quality that is printed; a test asks for it.
 """
 
+import os
 import sys
 from collections import defaultdict
 from itertools import chain
@@ -21,6 +22,7 @@ import torch
 from minivlm import assistant, instructions, scenes, vqvae
 from minivlm.assistant import Assistant, first_stage
 from minivlm.blip import LOSSES
+from minivlm.blip2 import second_stage
 from minivlm.bpe import BPETokenizer
 from minivlm.captioner import pixels, vary_channels
 from minivlm.checkpoints import Names, write
@@ -47,12 +49,13 @@ BLIP_PHASES = (  # losses, steps, batch, captions that contradict each other sid
     (LOSSES, 650, 128, True, 0.015, 10),
 )
 
-CLIP_LAYERS, CLIP_STEPS, QFORMER_STEPS = 3, 1200, 800
+CLIP_LAYERS, CLIP_STEPS, QFORMER_STEPS, BLIP2_STEPS = 3, 1200, 800, 1500
+MANY_SCENES = 24_000  # between frozen models the unseen pairs are what is hard, and more scenes help
 MAKERS = instructions.conversation, instructions.description, instructions.reasoning
-LLAVA_STAGES = ((1, 150, 64, 0.02), (2, 1500, 48, 0.015))  # stage, steps, batch, Muon's learning rate
+LLAVA_STAGES = ((1, 150, 64, 0.02), (2, 2000, 48, 0.015))  # stage, steps, batch, Muon's learning rate
 DECODER_PHASES = (  # kinds of conversation (by their place in instructions.corpus), steps, Muon's learning rate
-    ((1, 2), 400, 0.02),
-    (range(5), 1700, 0.02),
+    ((1, 2), 800, 0.02),
+    (range(5), 4000, 0.02),
 )
 
 
@@ -185,13 +188,13 @@ def build_decoder(context: bool = True, folder: Path = FOLDER / "decoder") -> No
 
 def build_qformer() -> None:
     """BLIP-2's stage 1 on the frozen image encoder; no language model takes part in it."""
-    train = scenes.sample(8000, seed=0)
+    train = scenes.sample(MANY_SCENES, seed=0)
     images, captions = pixels([scene.image for scene in train]), [scene.caption for scene in train]
     tokenizer = BPETokenizer.train(captions, vocab_size=400, special_tokens=SPECIAL)
     made = Assistant.blip2(queries=8, read=tokenizer.vocab_size)
-    first_stage(made.model, tokenizer, images, captions, QFORMER_STEPS)
+    first_stage(made.model, tokenizer, images, captions, QFORMER_STEPS, weight_decay=0.1)
     config = {"queries": 8} | assistant.QFORMER | {"vocab_size": tokenizer.vocab_size}
-    write(assistant.stage_one_parts(made.model).half(), config, Names(), FOLDER / "qformer")
+    write(assistant.trained_parts(made.model).half(), config, Names(), FOLDER / "qformer")
     tokenizer.save(FOLDER / "qformer" / "tokenizer.json")
     made, tokenizer = assistant.load_stage_one()
     for split in SPLITS:
@@ -201,15 +204,31 @@ def build_qformer() -> None:
         print(f"{split}: the Q-Former's own captions, {true} of {len(said)} true", flush=True)
 
 
+def build_blip2() -> None:
+    """BLIP-2's stage 2: from the Q-Former of stage 1 to the frozen language model."""
+    train = scenes.sample(MANY_SCENES, seed=0)
+    made, _ = assistant.load_stage_one()
+    second_stage(made.model)
+    told = instructions.illustrated(train, 0, captions=True)
+    made.train(told, pixels([scene.image for scene in train]), BLIP2_STEPS, weight_decay=0.1)
+    config = {"queries": made.model.qformer.config.queries} | assistant.QFORMER
+    write(assistant.trained_parts(made.model).half(), config, Names(), FOLDER / "blip2")
+    made = assistant.load_stage_two()
+    for split in SPLITS:
+        found = scenes.load(split)
+        true = sum(map(scenes.is_true, made.describe(pixels([scene.image for scene in found])), found))
+        print(f"{split}: the language model's captions, {true} of {len(found)} true", flush=True)
+
+
 def build_llava() -> None:
-    """Both stages of notebook 08, longer, with more turns a conversation."""
-    train = scenes.sample(8000, seed=0)
+    """Both stages of notebook 08, longer, with more scenes and more turns a conversation."""
+    train = scenes.sample(MANY_SCENES, seed=0)
     images = pixels([scene.image for scene in train])
     made = Assistant.llava()
     for stage, steps, batch, rate in LLAVA_STAGES:
         train_stage(made.model, stage)
         told = instructions.illustrated(train, 0, captions=stage == 1, turns=6)
-        made.train(told, images, steps, batch=batch, muon_lr=rate, adamw_lr=rate * 2 / 15)
+        made.train(told, images, steps, batch=batch, muon_lr=rate, adamw_lr=rate * 2 / 15, weight_decay=0.1)
         for split in SPLITS[::2]:
             found = scenes.sample(100, seed=5, split=split)
             shares = assistant.measure(made, found, pixels([scene.image for scene in found]))
@@ -220,14 +239,14 @@ def build_llava() -> None:
 
 
 BUILD = {"vqvae": build_vqvae, "blip": build_blip, "clip": build_clip, "decoder": build_decoder}
-BUILD |= {"qformer": build_qformer, "llava": build_llava}
+BUILD |= {"qformer": build_qformer, "blip2": build_blip2, "llava": build_llava}
 
 
 def main() -> None:
     names = sys.argv[1:] or [*BUILD]
     if unknown := {*names} - {*BUILD}:
         sys.exit(f"unknown model {min(unknown)!r}; known: {', '.join(BUILD)}")
-    torch.set_num_threads(1)
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
     for name in names:
         BUILD[name]()
 
