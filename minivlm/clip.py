@@ -19,6 +19,8 @@ from minivlm.layers import MLP, attend, check_ids, init_weights, merge_heads, sp
 from minivlm.masks import causal, padding
 from minivlm.vit import EncoderBlock
 
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of its pixels
+
 
 @dataclass(frozen=True)
 class VisionConfig:

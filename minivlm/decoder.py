@@ -4,7 +4,7 @@ Data: token ids (B, T) or their embeddings (B, T, D) -> logits (B, T, V).
 Pre-norm blocks of RMSNorm, rotary positions, grouped-query attention (Ainslie et al. 2023) and SwiGLU, no biases.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from minivlm.checkpoints import Names, require
 from minivlm.layers import RMSNorm, SwiGLU, attend, check_ids, init_weights, merge_heads, split_heads
 from minivlm.masks import causal, padding
-from minivlm.rope import rotary_tables, rotate
+from minivlm.rope import Tables, rotary_tables, rotate
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class DecoderConfig:
     eps: float = 1e-6
     act: str = "silu"
     attention_bias: bool = False
+    out_bias: bool | None = None  # of the attention's output layer; default: attention_bias
+    qk_norm: bool = False  # an RMSNorm on every head's queries and keys, as in Qwen3
     mlp_bias: bool = False
     tied: bool = False  # the output layer is the embedding table
 
@@ -62,6 +64,7 @@ class KVCache:
 
     def __init__(self):
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> (B, kv heads, S, d) twice
+        self.next_position: Tensor | int = 0  # (B, 1), of a model whose positions do not count the tokens (M-RoPE)
 
     @property
     def length(self) -> int:
@@ -92,12 +95,14 @@ class GroupedQueryAttention(nn.Module):
         self.q = nn.Linear(config.width, config.heads * d, bias=config.attention_bias)
         self.k = nn.Linear(config.width, config.kv_heads * d, bias=config.attention_bias)
         self.v = nn.Linear(config.width, config.kv_heads * d, bias=config.attention_bias)
-        self.out = nn.Linear(config.heads * d, config.width, bias=config.attention_bias)
+        out_bias = config.attention_bias if config.out_bias is None else config.out_bias
+        self.out = nn.Linear(config.heads * d, config.width, bias=out_bias)
+        self.q_norm, self.k_norm = (RMSNorm(d, config.eps) if config.qk_norm else nn.Identity() for _ in range(2))
 
     def forward(self, x: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
         """x (B, T, D), mask (..., T, S), rotary tables (T, d) -> (B, T, D); S = cached + T."""
-        q = rotate(split_heads(self.q(x), self.heads), *rotary)  # (B, h, T, d)
-        k = rotate(split_heads(self.k(x), self.kv_heads), *rotary)  # (B, kv heads, T, d)
+        q = rotate(self.q_norm(split_heads(self.q(x), self.heads)), *rotary)  # (B, h, T, d)
+        k = rotate(self.k_norm(split_heads(self.k(x), self.kv_heads)), *rotary)  # (B, kv heads, T, d)
         v = split_heads(self.v(x), self.kv_heads)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
@@ -155,12 +160,15 @@ class Decoder(nn.Module):
         embeds: Tensor | None = None,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
+        rotary: Tables | None = None,
         before_block: Callable[[int, Tensor], Tensor] | None = None,
+        add: Sequence[Tensor] = (),
     ) -> Tensor:
         """Ids (B, T), or embeddings (B, T, D) in their stead, -> the states after the final norm (B, T, D).
 
         attention_mask: (B, S) of 1 (token) and 0 (padding), S = cached + T. mask: (..., T, S) in place of the causal
-        one. positions: (T,) or (B, T) in place of cached, cached + 1, ... before_block(i, x): what block i gets for x.
+        one. positions: (T,) or (B, T) in place of cached, cached + 1, ...; rotary: or their tables, two (B, T, d).
+        before_block(i, x): what block i gets for x. add: (B, T, D) each, to what blocks 0, 1, ... return (DeepStack).
         """
         x = self.embed(input_ids) if embeds is None else embeds
         past, length = cache.length if cache else 0, x.shape[1]
@@ -170,10 +178,11 @@ class Decoder(nn.Module):
             mask = mask & padding(attention_mask, (len(x), past + length))  # (B, 1, T, S)
         d = self.config.head_dim or self.config.width // self.config.heads
         positions = torch.arange(past, past + length) if positions is None else positions
-        positions = positions[:, None] if positions.ndim == 2 else positions  # (B, 1, T): the same for every head
-        rotary = rotary_tables(positions.to(x.device), d, self.config.theta)
+        rotary = rotary or rotary_tables(positions.to(x.device), d, self.config.theta)
+        rotary = tuple(t[:, None] if t.ndim == 3 else t for t in rotary)  # (B, 1, T, d): the same for every head
         for i, block in enumerate(self.blocks):
             x = block(before_block(i, x) if before_block else x, mask, rotary, cache)
+            x = x + add[i] if i < len(add) else x
         return self.norm(x)
 
     @classmethod
@@ -190,6 +199,7 @@ DECODER_NAMES = [  # our name -> the published one, within the language model
     (r"\.norm1\.", ".input_layernorm."),
     (r"\.norm2\.", ".post_attention_layernorm."),
     (r"\.attention\.(q|k|v)\.", r".self_attn.\1_proj."),
+    (r"\.attention\.(q|k)_norm\.", r".self_attn.\1_norm."),
     (r"\.attention\.out\.", ".self_attn.o_proj."),
     (r"\.mlp\.(gate|up|down)\.", r".mlp.\1_proj."),
 ]

@@ -160,7 +160,7 @@ def init_weights(module: nn.Module) -> None:
 
     At ViT-B's fan_in of 768 that is the usual 0.02; a narrower toy needs wider weights to pass on as much signal.
     """
-    if isinstance(module, nn.Linear | nn.Conv2d):
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
         nn.init.normal_(module.weight, std=(3 * module.weight[0].numel()) ** -0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -71,6 +71,15 @@ def segments(segment_ids: Tensor) -> Tensor:
     return (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
 
 
+def windows(places: Tensor, side: int) -> Tensor:
+    """A patch sees its own window of side x side patches: rows and columns (2, N) -> (N, N); ``&`` the frame's.
+
+    Qwen2.5-VL (Bai et al. 2025), section 2.1.1. Windows count from the upper left; those at the edges are smaller.
+    """
+    window = places // side
+    return (window[:, :, None] == window[:, None, :]).all(dim=0)
+
+
 def runs(places: Tensor) -> Tensor:
     """Tokens of one unbroken run of True see each other, also later ones: (B, T) -> (B, 1, T, T); ``| causal(T)``.
 

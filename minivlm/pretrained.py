@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minivlm import blip, blip2, checkpoints, clip, decoder, llava, vit
+from minivlm import blip, blip2, checkpoints, clip, decoder, llava, qwen2_vl, vit
 
 MODELS = {  # model_type of config.json -> class with from_hf, and how the checkpoint names its weights
     "vit": (vit.ViT, vit.HF_NAMES),
@@ -15,6 +15,9 @@ MODELS = {  # model_type of config.json -> class with from_hf, and how the check
     "blip-2": (blip2.Blip2, blip2.HF_NAMES),
     "llama": (decoder.Decoder, decoder.HF_NAMES),
     "llava": (llava.Llava, llava.HF_NAMES),
+    "qwen2_vl": (qwen2_vl.Qwen2VL, qwen2_vl.QWEN2_VL_NAMES),
+    "qwen2_5_vl": (qwen2_vl.Qwen25VL, qwen2_vl.QWEN25_VL_NAMES),
+    "qwen3_vl": (qwen2_vl.Qwen3VL, qwen2_vl.QWEN3_VL_NAMES),
 }
 
 

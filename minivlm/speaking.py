@@ -16,6 +16,7 @@ from minivlm.assistant import Assistant
 from minivlm.bpe import BPETokenizer
 from minivlm.captioner import Captioner, pixels
 from minivlm.checkpoints import read_json
+from minivlm.clip import CLIP_MEAN, CLIP_STD
 from minivlm.generation import generate
 from minivlm.instructions import IMAGE
 from minivlm.multimodal import CONTROL
@@ -23,7 +24,6 @@ from minivlm.pretrained import from_pretrained
 from minivlm.train_blip import ToyBlip
 from minivlm.vit import as_rgb, to_pixels
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TEMPLATES = {"llava": "USER: <image>\n{} ASSISTANT:", "blip-2": "Question: {} Answer:"}
 LONGEST = 40  # tokens of an answer
 
