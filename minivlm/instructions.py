@@ -168,16 +168,16 @@ def accepts(asked: Question, answer: str, scene: Scene) -> bool:
     if asked.kind == "relation":
         return is_true(_indefinite(f"{_slots(asked)['noun']} {answer}"), scene)
     if asked.kind == "which":
-        return [] != _named(answer, scene) == _named(asked.answer, scene)
+        return [] != named(answer, scene) == named(asked.answer, scene)
     return SYNONYMS.get(answer, answer) in asked.answers
 
 
 def _indefinite(text: str) -> str:
     """ "the red circle to the left of the blue square" -> "a red circle to the left of a blue square"."""
-    return re.sub(r"\bthe (?!left|right)", "a ", text)
+    return re.sub(r"\b[Tt]he (?!left|right)", "a ", text)
 
 
-def _named(noun: str, scene: Scene) -> list[Object]:
+def named(noun: str, scene: Scene) -> list[Object]:
     """The objects that a noun phrase ("the large blue square") fits."""
     phrases, _ = parse(_indefinite(noun)) or ((), None)
     return [thing for thing in scene.objects if len(phrases) == 1 and phrases[0].count == 1 and phrases[0].fits(thing)]

@@ -175,6 +175,22 @@ def show_images(
     return figure
 
 
+def show_boxes(image, boxes: dict[str, Sequence[Sequence[float]]], *, title: str = "", ax: Axes | None = None) -> Axes:
+    """A PIL image with boxes (x1, y1, x2, y2) in pixels, x2 and y2 just outside: one colour and one dash a name."""
+    ax = ax or plt.subplots(figsize=(2.6, 3), layout="constrained")[1]
+    ax.imshow(image, extent=(0, image.width, image.height, 0), interpolation="nearest")  # pixel edges at integers
+    for i, (name, found) in enumerate(boxes.items()):
+        style = {"edgecolor": CYCLE[i % len(CYCLE)], "linestyle": DASHES[i % len(DASHES)], "fill": False}
+        for j, (x1, y1, x2, y2) in enumerate(found):
+            label = name if j == 0 else None
+            ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, linewidth=2, label=label, **style))
+    ax.set_title(title, fontsize=8)
+    ax.axis("off")
+    if any(boxes.values()):
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False, fontsize=8)
+    return ax
+
+
 def show_curves(
     curves: dict[str, Sequence[float]],
     *,

@@ -1,0 +1,230 @@
+"""Qwen-VL: a resampler that knows places makes few tokens of many patches; three stages; answers that point.
+
+Paper: Bai et al. 2023 (Qwen-VL), section 2.1 (the model), 2.2 (inputs and outputs), 3 (the stages), appendix B (data).
+Notebook: 09_qwen_vl. Boxes as text and the tasks are in grounding.py.
+
+Data: pixel_values (M, C, H, W) -> patch states (M, N, memory) -> resampled (M, Q, D), whatever N is; with the ids
+(B, T), in which every image holds Q places, logits (B, T, V).
+
+What is verified: resampler and image tower against computations made of torch's own layers, after the released
+visual.py; their parameter counts; the labels against the rule of the released finetune.py. What is not: a released
+checkpoint (transformers has no port of Qwen-VL, so ``from_pretrained`` reads none) and the language model Qwen-7B, for
+which decoder.py stands; that one has biases on q, k and v alone, and scales attention beyond its training length.
+"""
+
+from collections.abc import Sequence
+from itertools import count
+from math import isqrt
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from minivlm.clip import ClipVision, VisionConfig
+from minivlm.decoder import Decoder
+from minivlm.grounding import TAGS
+from minivlm.instructions import IMAGE
+from minivlm.layers import Attention, attend, attention_weights, init_weights, merge_heads, split_heads
+from minivlm.masks import causal, segments
+from minivlm.multimodal import IGNORE, Piece, Processor, Prompted
+from minivlm.questions import Question
+from minivlm.vit import EncoderBlock, resize_positions, sincos_2d
+
+EPS = 1e-6  # of every norm
+BIGG = VisionConfig(224, patch=14, width=1664, layers=48, heads=16, hidden=8192, eps=EPS, act="gelu")
+
+
+class ImageTower(nn.Module):
+    """OpenCLIP's ViT-bigG as Qwen-VL has it: no class token, a norm before the blocks and none behind them."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        c = self.config = config
+        self.side = c.image_size // c.patch
+        self.patch = nn.Conv2d(c.channels, c.width, c.patch, stride=c.patch, bias=False)
+        self.positions = nn.Parameter(torch.empty(self.side**2, c.width))
+        self.pre_norm = nn.LayerNorm(c.width, c.eps)
+        self.blocks = nn.ModuleList(
+            EncoderBlock(c.width, c.heads, c.hidden, eps=c.eps, act=c.act) for _ in range(c.layers)
+        )
+        self.apply(init_weights)
+        nn.init.normal_(self.positions, std=c.width**-0.5)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Square images (B, C, S, S) of any size that the patches divide -> (B, N, D); the positions are resized."""
+        c, (*_, height, width) = self.config, pixel_values.shape
+        if height != width or height % c.patch:
+            raise ValueError(f"images must be square, in whole patches of {c.patch}; got {height} x {width} pixels")
+        grid = (height // c.patch,) * 2
+        x = self.patch(pixel_values).flatten(2).transpose(1, 2)  # (B, N, D)
+        x = self.pre_norm(x + resize_positions(self.positions[None], (self.side, self.side), grid))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class ClipPatches(nn.Module):
+    """A trained CLIP's tower in place of ``ImageTower``: the patches of its last layer, without the class token."""
+
+    def __init__(self, tower: ClipVision):
+        super().__init__()
+        self.tower, self.config = tower, tower.config
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, S, S) -> (B, N, D)."""
+        return self.tower.hidden_states(pixel_values)[-1][:, 1:]
+
+
+def position_table(kind: str, side: int, width: int) -> Tensor:
+    """Sin-cos positions of side x side queries: (Q, D).
+
+    "2d": half of the features tell the column, then half the row, as released; "1d": all tell the number in reading
+    order; "none": zero. Width is divisible by 4. ValueError for another kind.
+    """
+    if kind == "2d":
+        return sincos_2d(side, side, width).roll(width // 2, dims=1)  # the other half first
+    if kind == "1d":
+        return sincos_2d(1, side**2, 2 * width)[:, width:]
+    if kind == "none":
+        return torch.zeros(side**2, width)
+    raise ValueError(f"positions are '2d', '1d' or 'none', not {kind!r}")
+
+
+class Resampler(nn.Module):
+    """One cross-attention from learned queries to the patches (section 2.1); no residual, no MLP.
+
+    Positions are added to queries and keys, never to values. No ``kv_proj`` where memory == width, as released.
+    """
+
+    def __init__(self, memory: int, width: int, heads: int, side: int = 16, positions: str = "2d"):
+        super().__init__()
+        self.side, self.kind = side, positions
+        self.queries = nn.Parameter(torch.empty(side**2, width))
+        self.kv_proj = nn.Identity() if memory == width else nn.Linear(memory, width, bias=False)
+        self.ln_q, self.ln_kv = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
+        self.attention = Attention(width, heads)
+        self.register_buffer("positions", position_table(positions, side, width), persistent=False)
+        self.apply(init_weights)
+        nn.init.normal_(self.queries, std=0.02)
+
+    def key_positions(self, patches: int) -> Tensor:
+        """The queries' table, resized to the patches, not computed anew: (N, D)."""
+        n, q = isqrt(patches), self.side
+        if n * n != patches:
+            raise ValueError(f"the released resampler reads square grids; {patches} patches are none")
+        old, new = ((1, q * q), (1, patches)) if self.kind == "1d" else ((q, q), (n, n))
+        return resize_positions(self.positions[None], old, new)[0]
+
+    def _project(self, image: Tensor) -> list[Tensor]:
+        """(B, N, memory) -> q (B, h, Q, d), k and v (B, h, N, d)."""
+        x, attention = self.ln_kv(self.kv_proj(image)), self.attention
+        q = attention.q(self.ln_q(self.queries) + self.positions).expand(len(x), -1, -1)
+        k = attention.k(x + self.key_positions(x.shape[1]))
+        return [split_heads(t, attention.heads) for t in (q, k, attention.v(x))]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Patch states (B, N, memory) of a square grid -> (B, Q, D); every query sees every patch."""
+        return self.attention.out(merge_heads(attend(*self._project(image))))
+
+    @torch.no_grad()
+    def attention_maps(self, image: Tensor) -> Tensor:
+        """Where each query looks: (B, N, memory) -> (B, h, Q, N), rows sum to 1."""
+        q, k, _ = self._project(image)
+        return attention_weights(q, k)
+
+
+class QwenVL(Prompted):
+    """An image tower, the resampler with a norm and a projection behind it, and a language model.
+
+    vision: (M, C, H, W) -> (M, N, memory), with a ``config`` that tells the width: ``ImageTower`` or ``ClipPatches``.
+    token: the id that holds the place of a resampled vector. heads: the released model has one for each 128 features.
+    """
+
+    def __init__(
+        self, vision: nn.Module, decoder: Decoder, *, token: int, heads: int, side: int = 16, positions: str = "2d"
+    ):
+        super().__init__()
+        width = decoder.config.width
+        self.vision, self.decoder, self.image_token_id = vision, decoder, token
+        self.resampler = Resampler(vision.config.width, width, heads, side, positions)
+        self.norm, self.projection = nn.LayerNorm(width, EPS), nn.Linear(width, width, bias=False)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
+
+    @property
+    def image_tokens(self) -> int:
+        """Placeholders that one image takes."""
+        return self.resampler.side**2
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """(M, C, H, W) -> (M, Q, D)."""
+        return self.projection(self.norm(self.resampler(self.vision(pixel_values))))
+
+    def attention_maps(self, pixel_values: Tensor) -> Tensor:
+        """Where each query looks: (M, C, H, W) -> (M, h, Q, N)."""
+        return self.resampler.attention_maps(self.vision(pixel_values))
+
+
+def packed_logits(model: Prompted, batch: dict[str, Tensor]) -> Tensor:
+    """What ``Processor.pack`` returns -> logits (R, T, V); no example sees another, positions count anew in each."""
+    mask = segments(batch["segment_ids"]) & causal(batch["input_ids"].shape[1]).to(batch["segment_ids"].device)
+    embeds = model.embed(batch["input_ids"], batch["pixel_values"])
+    return model.decoder(embeds=embeds, mask=mask, positions=batch["position_ids"])
+
+
+def train_stage(model: QwenVL, stage: int) -> None:
+    """Of the three stages (section 3): 1 freezes the language model, 2 nothing, 3 the image tower.
+
+    In stage 3 the norm and the projection behind the resampler rest too: the released code counts them to the tower.
+    """
+    if stage not in (1, 2, 3):
+        raise ValueError(f"Qwen-VL has stages 1, 2 and 3, not {stage!r}")
+    model.requires_grad_(True)
+    for part in {1: [model.decoder], 2: [], 3: [model.vision, model.norm, model.projection]}[stage]:
+        part.requires_grad_(False)
+
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *TAGS, "<img>", "</img>", "<imgpad>")
+OWN_NAMES = {"<|image_start|>": "<img>", "<|image|>": "<imgpad>", "<|image_end|>": "</img>", "<|pad|>": "<|endoftext|>"}
+
+
+class QwenProcessor(Processor):
+    """Messages and tasks in Qwen-VL's tokens (SPECIAL): the tags of boxes are tokens, in whatever text they stand."""
+
+    def task(self, asked: Question, image: Image.Image, *, reply: bool = False) -> dict:
+        """A row of stage 2 (appendix B): image, prompt, answer, <|endoftext|>; learned are the answer and the end.
+
+        ``reply`` leaves out what is learned, for generation; the end is the end of text then.
+        """
+        prompt = asked.text + " Answer:" * asked.text.endswith("?")
+        answer = asked.answer if asked.answer.startswith("<") else f" {asked.answer}"
+        known = [*self._part(IMAGE), *self._text(prompt)]
+        learned = [] if reply else [*self._text(answer), self._id("<|endoftext|>")]
+        row = {"input_ids": known + learned, "labels": [IGNORE] * len(known) + learned}
+        row = {name: torch.tensor([ids]) for name, ids in row.items()}
+        mask = torch.ones_like(row["input_ids"])
+        return row | {"attention_mask": mask, "pixel_values": self.to_pixels([image])}
+
+    def _turn(self, message: dict) -> list[Piece]:
+        """Of every turn, whoever speaks, <|im_start|>, <|im_end|> and the newline behind are learned (finetune.py)."""
+        pieces, end = super()._turn(message), 1 + len(self._text("\n"))
+        marks = {0, *range(len(pieces) - end, len(pieces))}
+        return [(i, learned or place in marks) for place, (i, learned) in enumerate(pieces)]
+
+    def _text(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, allowed_special=TAGS) if self.refuse else super()._text(text)
+
+    def _id(self, name: str) -> int:
+        return super()._id(OWN_NAMES.get(name, name))
+
+
+def pictures(messages: Sequence[dict]) -> list[dict]:
+    """Number the images through a conversation, as the released demo does: "Picture 1: ", the image, a newline."""
+    numbers, said = count(1), []
+    text = lambda words: {"type": "text", "text": words}
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            named = [[text(f"Picture {next(numbers)}: "), p, text("\n")] if p == IMAGE else [p] for p in content]
+            content = [part for parts in named for part in parts]
+        said.append(message | {"content": content})
+    return said
