@@ -4,9 +4,10 @@ from random import Random
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from minivlm import instructions, scenes
-from minivlm.assistant import FROZEN, Assistant, load_stage_one, measure, own_captions
+from minivlm.assistant import FROZEN, Assistant, load_stage_one, load_stage_two, measure, own_captions
 from minivlm.blip2 import second_stage
 from minivlm.captioner import pixels
 from minivlm.instructions import IMAGE
@@ -111,7 +112,7 @@ def test_who_knows_nothing_is_never_right():
     assert set(measure(Knowing(right=False), SOME, IMAGES).values()) == {0.0}
 
 
-@pytest.mark.parametrize("name", ["blip", "clip", "decoder", "llava", "qformer", "vqvae"])
+@pytest.mark.parametrize("name", ["blip", "blip2", "clip", "decoder", "llava", "qformer", "vqvae"])
 def test_a_frozen_model_takes_less_than_two_megabytes(name):
     assert 0 < sum(file.stat().st_size for file in (FROZEN / name).iterdir()) < 2e6
 
@@ -130,3 +131,20 @@ def test_the_frozen_q_former_describes_pictures_by_itself(split, least):
     found = scenes.load(split)
     said = own_captions(made.model, tokenizer, pixels([scene.image for scene in found]))
     assert sum(map(scenes.is_true, said, found)) >= least
+
+
+@pytest.mark.parametrize(("split", "least"), [("test", 225), ("composition", 190)])
+def test_the_frozen_language_model_describes_pictures_through_eight_vectors(split, least):
+    found = scenes.load(split)
+    said = load_stage_two().describe(pixels([scene.image for scene in found]))
+    assert sum(map(scenes.is_true, said, found)) >= least
+    assert load_stage_two().processor.image_tokens == 8
+
+
+def test_a_checkpoint_of_stage_two_that_lacks_a_weight_is_refused(tmp_path):
+    tensors = load_file(FROZEN / "blip2" / "model.safetensors")
+    del tensors["projection.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((FROZEN / "blip2" / "config.json").read_bytes())
+    with pytest.raises(ValueError, match="missing tensor projection.weight"):
+        load_stage_two(tmp_path)
