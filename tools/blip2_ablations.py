@@ -1,6 +1,6 @@
-"""What queries and stage 1 bring to BLIP-2, on scenes: the table that notebook 07 still lacks.
+"""What queries and stage 1 bring to BLIP-2, on scenes: the table of notebook 07, section 4.3.
 
-    python tools/blip2_ablations.py [--first 300] [--second 300] [--seeds 0]
+    python tools/blip2_ablations.py [--first 150] [--second 250] [--seeds 0]
 
 The image encoder and the language model of data/checkpoints stay frozen. Every row sees the same 8,000 scenes in the
 same batches; only the named thing differs. Stage 2 has the same number of steps in each. Measured on 250 scenes of the
@@ -39,8 +39,8 @@ ROWS = {  # name -> queries, stage 1 first, contexts in the language model's tex
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--first", type=int, default=300, help="steps of stage 1")
-    parser.add_argument("--second", type=int, default=300, help="steps of stage 2")
+    parser.add_argument("--first", type=int, default=150, help="steps of stage 1")
+    parser.add_argument("--second", type=int, default=250, help="steps of stage 2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[*range(len(ROWS))], help="numbers of rows")
     parser.add_argument("--bare", type=Path, help="folder of a language model without contexts; trained if it is empty")
