@@ -3,7 +3,8 @@
 vqvae: images of 64 x 64 pixels <-> 8 x 8 codes (minivlm/vqvae.py); two to four minutes on one core.
 blip: retrieval, matching and captions of scenes (minivlm/train_blip.py); some 16 minutes.
 clip: an image encoder (minivlm/train_clip.py); three minutes. decoder: a language model of text alone; 12 on two cores.
-qformer: BLIP-2's stage 1, needs clip; six. blip2: its stage 2, and llava: both stages, need clip and decoder; four, 28.
+qformer: BLIP-2's stage 1, needs clip; six. blip2: its stage 2, needs qformer too; llava: both stages; both need clip
+and decoder; four and 28.
 
 Another CPU gives other weights, because sums differ in the last digit and training makes much of it. What must hold is
 the quality that is printed; a test asks for it.
@@ -160,7 +161,7 @@ def build_decoder(context: bool = True, folder: Path = FOLDER / "decoder") -> No
     """Text alone: scenes in words, what can be said of them and asked. Short conversations first, then all.
 
     It reads of every colour-shape pair, also of those that no picture in training shows. ``context=False`` is the
-    ablation: the same conversations without the scenes, for fewer steps, as its loss soon stops falling.
+    ablation: the same conversations without the scenes, for fewer steps, as the loss hardly falls after 400 of them.
     """
     read = scenes.sample(6000, seed=0) + scenes.sample(2000, seed=7, split="composition")
     conversations = instructions.corpus(read, seed=0, context=context)
