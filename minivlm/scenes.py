@@ -92,6 +92,7 @@ class Options:
     columns: int = 4
     cell: int = 16  # pixels a cell: the image is columns * cell wide and rows * cell high
     label: int = 0  # characters written on every object
+    characters: str = LABEL_CHARACTERS  # what they are drawn from
     frames: int = 1  # above 1: a video of one moving object
     turns: int = 0  # changes of direction in a video
     noise: float = 0.0  # share of captions that are false: another scene's; the pictures do not depend on it
@@ -101,6 +102,8 @@ class Options:
             raise ValueError(f"noise must lie in [0, 1), got {self.noise}")
         if min(self.rows, self.columns) < 2 or self.cell < 8:
             raise ValueError(f"need at least 2 rows and columns and cells of 8 pixels, got {self}")
+        if not {*self.characters} <= {*LABEL_CHARACTERS} or not self.characters:
+            raise ValueError(f"labels are made of {LABEL_CHARACTERS}, not of {self.characters!r}")
         if self.label < 0 or self.turns < 0 or self.frames < 1 or (self.turns and self.frames < self.turns + 2):
             raise ValueError(f"label and turns must be >= 0, frames >= 1, and turns + 2 <= frames; got {self}")
 
@@ -175,7 +178,7 @@ def _draw(rng: Random, split: str, o: Options) -> tuple[tuple[Object, ...], list
 
 
 def _label(rng: Random, o: Options) -> str:
-    return "".join(rng.choice(LABEL_CHARACTERS) for _ in range(o.label))
+    return "".join(rng.choice(o.characters) for _ in range(o.label))
 
 
 def _side(size: str, cell: int) -> int:

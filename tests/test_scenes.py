@@ -131,6 +131,16 @@ def test_labels_are_written_on_the_objects_and_into_the_caption():
         assert plain.tobytes() != scene.image.tobytes()
 
 
+def test_labels_are_drawn_from_the_characters_that_are_asked_for():
+    drawn = {
+        c for scene in scenes.sample(60, 0, label=2, characters="37A") for thing in scene.objects for c in thing.text
+    }
+    assert drawn == {*"37A"}
+    for characters in ("", "O", "37a"):
+        with pytest.raises(ValueError, match=f"not of '{characters}'"):
+            scenes.sample(1, 0, label=1, characters=characters)
+
+
 @pytest.mark.parametrize("turns", [0, 1])
 def test_a_video_moves_its_object_in_the_directions_that_the_caption_says(turns):
     unit = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}

@@ -4,7 +4,7 @@ vqvae: images of 64 x 64 pixels <-> 8 x 8 codes (minivlm/vqvae.py); two to four 
 blip: retrieval, matching and captions of scenes (minivlm/train_blip.py); some 16 minutes.
 clip: an image encoder (minivlm/train_clip.py); three minutes. decoder: a language model of text alone; 12 on two cores.
 qformer: BLIP-2's stage 1, needs clip; six. blip2: its stage 2, needs qformer too; llava: both stages; both need clip
-and decoder; four and 28.
+and decoder; four and 28. qwen_vl: stages 1 and 2, needs decoder; some 20 on two cores.
 
 Another CPU gives other weights, because sums differ in the last digit and training makes much of it. What must hold is
 the quality that is printed; a test asks for it.
@@ -20,7 +20,7 @@ from random import Random
 
 import torch
 
-from minivlm import assistant, instructions, scenes, vqvae
+from minivlm import assistant, grounding, instructions, scenes, vqvae
 from minivlm.assistant import Assistant, first_stage
 from minivlm.blip import LOSSES
 from minivlm.blip2 import second_stage
@@ -36,6 +36,7 @@ from minivlm.multimodal import CONTROL, Processor, answer_loss
 from minivlm.pretrained import from_pretrained, save_pretrained
 from minivlm.train_blip import SPECIAL, ToyBlip, judgements, mates, retrieval, told_truly
 from minivlm.train_clip import END, PAD, sentences, toy, toy_config
+from minivlm.train_qwen_vl import Pointer
 from minivlm.training import fit, minibatches
 
 FOLDER = scenes.DATA.parent / "checkpoints"
@@ -54,6 +55,11 @@ CLIP_LAYERS, CLIP_STEPS, QFORMER_STEPS, BLIP2_STEPS = 3, 1200, 800, 1500
 MANY_SCENES = 24_000  # between frozen models the unseen pairs are what is hard, and more scenes help
 MAKERS = instructions.conversation, instructions.description, instructions.reasoning
 LLAVA_STAGES = ((1, 150, 64, 0.02), (2, 2000, 48, 0.015))  # stage, steps, batch, Muon's learning rate
+QWEN_VL_PHASES = (  # stage, tasks, steps, seed of the scenes and of their order
+    (1, (grounding.caption,), 200, 0),
+    (2, (*grounding.TASKS, grounding.grounding), 1500, 0),
+    (2, (*grounding.TASKS, *[grounding.grounding] * 4), 1300, 1),
+)
 DECODER_PHASES = (  # kinds of conversation (by their place in instructions.corpus), steps, Muon's learning rate
     ((1, 2), 800, 0.02),
     (range(5), 4000, 0.02),
@@ -243,8 +249,32 @@ def build_llava() -> None:
     made.save(FOLDER / "llava")
 
 
+def build_qwen_vl() -> None:
+    """Stages 1 and 2 of notebook 09, stage 2 in two parts."""
+    made = Pointer.new()
+    for stage, makers, steps, seed in QWEN_VL_PHASES:
+        train = scenes.sample(MANY_SCENES, seed)
+        images = pixels([scene.image for scene in train])
+        make = lambda i, rng, train=train, makers=makers: made.row(rng.choice(makers)(train[i], rng), i)
+        made.train(make, images, steps, stage, seed=seed)
+        found = {split: scenes.sample(250, 5, split) for split in ("test", "composition")}
+        report_pointing(made, found, f"after {steps} steps of stage {stage}, other scenes, ")
+    made.model.half()
+    made.save(FOLDER / "qwen_vl")
+    report_pointing(Pointer.load(), {split: scenes.load(split) for split in SPLITS}, "")
+
+
+def report_pointing(made: Pointer, splits: dict[str, list[scenes.Scene]], what: str) -> None:
+    for split, found in splits.items():
+        rng = Random("test")
+        asked = [(i, make(scene, rng)) for i, scene in enumerate(found) for make in grounding.TASKS]
+        shares = made.measure(asked, found, pixels([scene.image for scene in found]))
+        told = ", ".join(f"{kind} {share:.1%}" for kind, share in sorted(shares.items()))
+        print(f"{what}{split}, {len(found)} scenes: {told}", flush=True)
+
+
 BUILD = {"vqvae": build_vqvae, "blip": build_blip, "clip": build_clip, "decoder": build_decoder}
-BUILD |= {"qformer": build_qformer, "blip2": build_blip2, "llava": build_llava}
+BUILD |= {"qformer": build_qformer, "blip2": build_blip2, "llava": build_llava, "qwen_vl": build_qwen_vl}
 
 
 def main() -> None:
