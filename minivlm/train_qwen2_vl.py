@@ -5,7 +5,9 @@ caption and <|end|> are learned.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import torch
@@ -13,11 +15,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from minivlm.assistant import FROZEN
 from minivlm.bpe import BPETokenizer
 from minivlm.captioner import MEAN, RATES, STD
 from minivlm.generation import generate
 from minivlm.masks import causal, segments
 from minivlm.multimodal import IGNORE, answer_loss
+from minivlm.pretrained import from_pretrained, save_pretrained
 from minivlm.qwen2_vl import Qwen2VL, Qwen3VL, image_text
 from minivlm.qwen_vision import preprocess_videos
 from minivlm.rope import mrope_tables
@@ -164,3 +168,14 @@ class Captioner:
             new = generate(self.model.eval(), ids, 24, eos_id=end, attention_mask=(ids != pad).long(), **given)
             said += [self.tokenizer.decode([i for i in row if i != end]).strip() for row in new.tolist()]
         return said
+
+    def save(self, folder: str | Path) -> None:
+        """As a published checkpoint in half precision, and tokenizer.json."""
+        config = toy_config(type(self.model), self.tokenizer, getattr(self.model.config.vision, "deep", ()))
+        save_pretrained(deepcopy(self.model).half(), config, folder)
+        self.tokenizer.save(Path(folder) / "tokenizer.json")
+
+    @classmethod
+    def load(cls, folder: str | Path = FROZEN / "qwen2_vl") -> "Captioner":
+        """Read what ``save`` wrote."""
+        return cls(from_pretrained(folder), BPETokenizer.load(Path(folder) / "tokenizer.json"))

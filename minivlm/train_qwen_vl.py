@@ -20,17 +20,17 @@ from minivlm.checkpoints import Names, fill, read_json, read_tensors, write
 from minivlm.clip import VisionConfig
 from minivlm.decoder import Decoder
 from minivlm.generation import generate
-from minivlm.grounding import TAGS, accepts, overlaps
+from minivlm.grounding import TAGS, accepts, album, overlaps
 from minivlm.multimodal import answer_loss
 from minivlm.pretrained import from_pretrained
 from minivlm.questions import Question
-from minivlm.qwen_vl import OWN_NAMES, ImageTower, QwenProcessor, QwenVL, packed_logits, train_stage
+from minivlm.qwen_vl import OWN_NAMES, ImageTower, QwenProcessor, QwenVL, packed_logits, pictures, train_stage
 from minivlm.scenes import Scene
 from minivlm.training import fit, minibatches
 from minivlm.vit import sincos_2d
 
 TOWER = VisionConfig(64, patch=16, width=96, layers=3, heads=6, hidden=192, eps=1e-6, act="gelu")
-HEADS, LENGTH = 6, 256  # of the resampler; tokens of a packed row
+HEADS, LENGTH = 6, 400  # of the resampler; tokens of a packed row
 RATES = {"muon_lr": 0.015, "adamw_lr": 2e-3}
 Maker = Callable[[int, Random], dict]  # the number of a scene -> a row with that number in the place of its pixels
 
@@ -57,15 +57,15 @@ class Pointer:
     processor: QwenProcessor
 
     @classmethod
-    def new(cls, seed: int = 0, *, side: int = 4, positions: str = "2d", image_size: int = 64) -> "Pointer":
+    def new(cls, seed: int = 0, *, side: int = 4, positions: str = "2d", **tower: int) -> "Pointer":
         """An untrained image tower and resampler before the language model of data/checkpoints.
 
-        side, positions: those of the resampler. image_size: pixels that the tower's positions are for; they start as a
-        map of the image, as in captioner.start_small.
+        side, positions: those of the resampler. tower: what differs from TOWER, such as image_size, the pixels that the
+        tower's positions are for; they start as a map of the image, as in captioner.start_small.
         """
         torch.manual_seed(seed)
         tokenizer, decoder = with_tags(FROZEN / "decoder")
-        vision, image = ImageTower(replace(TOWER, image_size=image_size)), tokenizer.special_tokens["<imgpad>"]
+        vision, image = ImageTower(replace(TOWER, **tower)), tokenizer.special_tokens["<imgpad>"]
         with torch.no_grad():
             table = 4 * sincos_2d(vision.side, vision.side, 16, theta=10)
             vision.positions.copy_(F.pad(table, (0, TOWER.width - 16)))
@@ -75,6 +75,17 @@ class Pointer:
     def row(self, asked: Question, number: int, *, reply: bool = False) -> dict:
         """``QwenProcessor.task`` with the number of the image in the place of its pixels."""
         return self.processor.task(asked, number, reply=reply)
+
+    def talk(
+        self, found: Sequence[Scene], numbers: Sequence[int], rng: Random, *, reply: bool = False
+    ) -> tuple[list[tuple[int, Question]], dict]:
+        """A conversation about the scenes of these numbers: what is asked, and the row.
+
+        What is asked is a list of (place in ``numbers``, question). ``reply`` leaves out all answers, and all questions
+        but the first.
+        """
+        asked, said = album([found[i] for i in numbers], rng)
+        return asked, self.processor.prepare(pictures(said[:1] if reply else said), numbers, reply=reply)
 
     def train(
         self,
@@ -135,7 +146,8 @@ class Pointer:
     def save(self, folder: str | Path) -> None:
         """config.json, model.safetensors and tokenizer.json."""
         resampler, tower = self.model.resampler, self.model.vision.config
-        config = {"side": resampler.side, "positions": resampler.kind, "image_size": tower.image_size}
+        config = {"side": resampler.side, "positions": resampler.kind}
+        config |= {"image_size": tower.image_size, "patch": tower.patch}
         write(self.model, config, Names(), Path(folder))
         self.processor.tokenizer.save(Path(folder) / "tokenizer.json")
 

@@ -112,7 +112,7 @@ def test_who_knows_nothing_is_never_right():
     assert set(measure(Knowing(right=False), SOME, IMAGES).values()) == {0.0}
 
 
-@pytest.mark.parametrize("name", ["blip", "blip2", "clip", "decoder", "llava", "qformer", "qwen_vl", "vqvae"])
+@pytest.mark.parametrize("name", sorted(folder.name for folder in FROZEN.iterdir()))
 def test_a_frozen_model_takes_less_than_two_megabytes(name):
     assert 0 < sum(file.stat().st_size for file in (FROZEN / name).iterdir()) < 2e6
 

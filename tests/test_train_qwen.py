@@ -121,6 +121,17 @@ def test_training_twice_gives_the_same_weights_and_lowers_the_loss(shapes) -> No
     assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
 
 
+@pytest.mark.parametrize("name", ["Qwen2-VL", "DeepStack"])
+def test_a_saved_captioner_is_a_published_checkpoint_in_half_precision(tmp_path, shapes, name: str) -> None:
+    captioner = made(name, shapes)
+    captioner.save(tmp_path)
+    again = Captioner.load(tmp_path)
+    assert type(again.model) is KINDS[name][0] and again.model.config == captioner.model.config
+    rounded = {key: value.half().float() for key, value in captioner.model.state_dict().items()}
+    assert all(torch.equal(value, rounded[key]) for key, value in again.model.state_dict().items())
+    assert again.tokenizer.encode("a red star") == captioner.tokenizer.encode("a red star")
+
+
 # Notebook 09's
 
 
@@ -179,3 +190,11 @@ def test_the_stored_model_points_at_what_is_named_in_unseen_colours_too(split: s
     asked = [(i, grounding.grounding(scene, Random(i))) for i, scene in enumerate(found)]
     shares = pointer.measure(asked, found, pixels([scene.image for scene in found]))
     assert shares["IoU >= 0.5"] > 0.88 and shares["mean IoU"] > 0.85
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+def test_the_stored_model_of_videos_tells_the_motion(turns: int) -> None:
+    found = mixed(40, 7, "test", [{"frames": frames, "turns": turns} for frames in (6, 8)])
+    said = Captioner.load().caption(found)
+    ends = [" then ".join(scene.objects[0].motion) for scene in found]
+    assert sum(text.endswith(f"moving {end}") for text, end in zip(said, ends, strict=True)) >= 36

@@ -1,15 +1,19 @@
 """What positions, queries and resolution bring to a small Qwen-VL: the tables of notebook 09, section 4.
 
     python tools/qwen_vl_ablations.py grounding [--steps 400] [--seeds 0]
-    python tools/qwen_vl_ablations.py reading
+    python tools/qwen_vl_ablations.py reading [--steps 500]
+    python tools/qwen_vl_ablations.py talking [--steps 400]
 
 grounding: a name -> its boxes, on pictures of 64 x 64 pixels, with the resampler's positions in two dimensions, in one
-and with none, and with 4, 16 and 64 queries. reading: scenes with a character on each object, one question for what is
-written or one for a box of each, on pictures of 64 and of 128 pixels a side, with 4, 16 and 64 queries; image tower and
-language model are those of data/checkpoints/qwen_vl, the resampler is new.
+and with none, and with 4, 16 and 64 queries. reading: scenes of 2 x 2 cells with a digit on each object; two of three
+questions ask for all that is written, in reading order, one for a box; pictures of 32 and of 64 pixels a side, both in
+patches of 8, and 4, 16 and 64 queries.
 
-Every row of a table starts from the same seed and sees the same scenes in the same order, all parts being trained; only
-the named thing differs. Measured on streams with seed 5, not on the files in data/scenes.
+talking: stage 3 of the stored model, on conversations in ChatML about one picture or two. Right first answers about one
+and about two pictures, and boxes in the bare format of stage 2, before and after.
+
+Every row of the first two tables starts from the same seed and sees the same scenes in the same order, all parts being
+trained; only the named thing differs. Measured on streams with seed 5, not on the files in data/scenes.
 """
 
 import argparse
@@ -22,13 +26,14 @@ from torch import Tensor
 
 from minivlm import grounding, scenes
 from minivlm.captioner import MEAN, STD
+from minivlm.grammar import reading_order
 from minivlm.questions import Question
 from minivlm.scenes import Scene
 from minivlm.train_qwen_vl import Pointer
 from minivlm.vit import to_pixels
 
 Ask = Callable[[Scene, Random], Question]
-LABELLED = {"cell": 32, "label": 1, "characters": "23456789"}
+LABELLED = {"rows": 2, "columns": 2, "cell": 32, "label": 1, "characters": "23456789"}
 POINTING = {  # name -> what differs
     "2-D positions, 16 queries": {},
     "1-D positions, 16 queries": {"positions": "1d"},
@@ -37,11 +42,10 @@ POINTING = {  # name -> what differs
     "2-D positions, 64 queries": {"side": 8},
 }
 READING = {  # name -> pixels a side, and what differs
-    "64 pixels, 4 queries": (64, {"side": 2}),
-    "64 pixels, 16 queries": (64, {}),
-    "128 pixels, 4 queries": (128, {"side": 2}),
-    "128 pixels, 16 queries": (128, {}),
-    "128 pixels, 64 queries": (128, {"side": 8}),
+    "32 pixels, 16 queries": (32, {"image_size": 32, "patch": 8}),
+    "64 pixels, 4 queries": (64, {"patch": 8, "side": 2}),
+    "64 pixels, 16 queries": (64, {"patch": 8}),
+    "64 pixels, 64 queries": (64, {"patch": 8, "side": 8}),
 }
 
 
@@ -50,18 +54,14 @@ def pixels(found: list[Scene], side: int) -> Tensor:
     return to_pixels([scene.image for scene in found], (side, side), mean=MEAN, std=STD)
 
 
+def written(scene: Scene, rng: Random) -> Question:
+    """All that is written, in reading order."""
+    texts = [thing.text for thing in reading_order(scene.objects, scene.cell)]
+    return Question("what is written?", (" ".join(texts),), "reading")
+
+
 def either(scene: Scene, rng: Random) -> Question:
-    return rng.choice((grounding.grounding, grounding.reading))(scene, rng)
-
-
-def start(seed: int, warm: bool, changes: dict) -> Pointer:
-    """Image tower and language model from nothing and from data/checkpoints/decoder, or both from qwen_vl (warm)."""
-    made = Pointer.new(seed, **changes)
-    if warm:
-        trained = Pointer.load()
-        for part in ("vision", "decoder"):
-            getattr(made.model, part).load_state_dict(getattr(trained.model, part).state_dict())
-    return made
+    return rng.choice((grounding.grounding, written, written))(scene, rng)
 
 
 def table(rows: dict, kinds: tuple[Ask, ...], ask: Ask, options: dict, o: argparse.Namespace) -> None:
@@ -74,10 +74,10 @@ def table(rows: dict, kinds: tuple[Ask, ...], ask: Ask, options: dict, o: argpar
         "| model | seed | " + " | ".join(f"{name}, {split}" for split in tests for name in names) + " | CPU seconds |"
     )
     print("|---" * (3 + len(tests) * len(names)) + "|", flush=True)
-    for what, (side, changes) in [[*rows.items()][number] for number in o.rows]:
+    for what, (side, changes) in [[*rows.items()][number] for number in o.rows or range(len(rows))]:
         images = pixels(train, side)
         for seed in o.seeds:
-            made, began = start(seed, o.table == "reading", changes), time.process_time()
+            made, began = Pointer.new(seed, **changes), time.process_time()
             make = lambda i, rng, made=made: made.row(ask(train[i], rng), i)
             made.train(make, images, o.steps, stage=2, batch=o.batch, seed=seed)
             seconds, cells = time.process_time() - began, []
@@ -89,23 +89,62 @@ def table(rows: dict, kinds: tuple[Ask, ...], ask: Ask, options: dict, o: argpar
             print(f"| {what} | {seed} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
 
 
+def answered(made: Pointer, found: list[Scene], images: Tensor, count: int) -> float:
+    """Share of right first answers about ``count`` pictures."""
+    rng = Random(count)
+    shown = [[(i + j) % len(found) for j in range(count)] for i in range(len(found))]
+    talks = [made.talk(found, numbers, rng, reply=True) for numbers in shown]
+    answers = made.answer([row for _, row in talks], images, end="<|im_end|>")
+    firsts = [(question, numbers[which]) for ([(which, question), *_], _), numbers in zip(talks, shown, strict=True)]
+    right = [grounding.accepts(question, said, found[i]) for (question, i), said in zip(firsts, answers, strict=True)]
+    return sum(right) / len(right)
+
+
+def talking(o: argparse.Namespace) -> None:
+    train = scenes.sample(o.scenes, 0)
+    tests = {split: scenes.sample(o.test, 5, split) for split in ("test", "composition")}
+    made, images = Pointer.load(), pixels(train, 64)
+
+    def chat(i: int, rng: Random) -> dict:
+        return made.talk(train, [i, rng.randrange(len(train))][: rng.randint(1, 2)], rng)[1]
+
+    print(
+        "| "
+        + " | ".join(["", "scenes", "one picture", "two pictures", "boxes, bare format"])
+        + " |\n"
+        + "|---" * 5
+        + "|"
+    )
+    for when in ("before", "after"):
+        if when == "after":
+            made.train(chat, images, o.steps, stage=3, batch=o.batch // 2, seed=o.seeds[0])
+        for split, found in tests.items():
+            seen, rng = pixels(found, 64), Random("test")
+            asked = [(i, grounding.grounding(scene, rng)) for i, scene in enumerate(found)]
+            shares = [answered(made, found, seen, 1), answered(made, found, seen, 2)]
+            shares.append(made.measure(asked, found, seen)["IoU >= 0.5"])
+            print(f"| {when} | {split} | " + " | ".join(f"{share:.1%}" for share in shares) + " |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=("grounding", "reading"))
+    parser.add_argument("table", choices=("grounding", "reading", "talking"))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=64, help="questions a step")
     parser.add_argument("--scenes", type=int, default=16_000, help="of training")
     parser.add_argument("--test", type=int, default=250, help="scenes of each test")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[*range(5)], help="numbers of rows")
+    parser.add_argument("--rows", type=int, nargs="+", help="numbers of rows; all")
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    if chosen.table == "grounding":
+    if chosen.table == "talking":
+        talking(chosen)
+    elif chosen.table == "grounding":
         rows = {name: (64, changes) for name, changes in POINTING.items()}
         table(rows, (grounding.grounding,), grounding.grounding, {}, chosen)
     else:
-        table(READING, (grounding.grounding, grounding.reading), either, LABELLED, chosen)
+        table(READING, (grounding.grounding, written), either, LABELLED, chosen)
 
 
 if __name__ == "__main__":
