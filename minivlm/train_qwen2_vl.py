@@ -1,6 +1,6 @@
 """A small Qwen2-VL (or Qwen3-VL) for scenes of any size and for videos: trained on packed captions, and asked for some.
 
-Used by notebook 10 and by tools/qwen2_ablations.py. A row is the picture or video, its caption and <|end|>; only the
+Used by notebook 10 and by tools/qwen2_vl_ablations.py. A row is the picture or video, its caption and <|end|>; only the
 caption and <|end|> are learned.
 """
 
@@ -57,7 +57,7 @@ class FlatQwen2VL(Qwen2VL):
 
 
 def toy_config(kind: type[Qwen2VL], tokenizer: BPETokenizer, deep: Sequence[int] = ()) -> dict:
-    """About half a million parameters, in the published format; deep: DeepStack's blocks of a Qwen3-VL's tower."""
+    """About 800,000 parameters, in the published format; deep: DeepStack's blocks of a Qwen3-VL's tower."""
     ids, new = tokenizer.special_tokens, issubclass(kind, Qwen3VL)
     text = {"hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 6}
     text |= {"intermediate_size": 2 * WIDTH, "vocab_size": tokenizer.vocab_size, "head_dim": WIDTH // 6}
