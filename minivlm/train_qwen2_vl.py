@@ -19,6 +19,7 @@ from minivlm.assistant import FROZEN
 from minivlm.bpe import BPETokenizer
 from minivlm.captioner import MEAN, RATES, STD
 from minivlm.generation import generate
+from minivlm.layers import Maybe
 from minivlm.masks import causal, segments
 from minivlm.multimodal import IGNORE, answer_loss
 from minivlm.pretrained import from_pretrained, save_pretrained
@@ -45,14 +46,23 @@ def mixed(n: int, seed: int, split: str, kinds: Sequence[dict]) -> list[Scene]:
     return found[:n]
 
 
-class FlatQwen2VL(Qwen2VL):
-    """The ablation: every token, of text or picture, has the next position, on all three axes (1-D RoPE)."""
+def tells_motion(caption: str, scene: Scene) -> bool:
+    """Does the caption of a video end with its motion, whatever it says of the object?"""
+    return caption.endswith(f"moving {' then '.join(scene.objects[0].motion)}")
 
-    def position_ids(self, input_ids: Tensor, *args, **options) -> Tensor:
+
+class FlatQwen2VL(Qwen2VL):
+    """The ablation: every token, of text or picture, has the next position, on all three axes (1-D RoPE).
+
+    No published config.json says so: what ``Captioner.save`` writes of it is read back as a Qwen2VL.
+    """
+
+    def position_ids(
+        self, input_ids: Tensor, image_grid_thw: Maybe = None, attention_mask: Maybe = None, **videos: Maybe
+    ) -> Tensor:
         """As ``Qwen2VL.position_ids``."""
-        checked = super().position_ids(input_ids, *args, **options)
-        mask = options.get("attention_mask", args[1] if len(args) > 1 else None)
-        mask = torch.ones_like(input_ids) if mask is None else mask
+        checked = super().position_ids(input_ids, image_grid_thw, attention_mask, **videos)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return ((mask.cumsum(1) - 1).clamp(min=0) * mask).expand_as(checked)
 
 
@@ -87,7 +97,7 @@ class Captioner:
         return cls(kind.from_hf(toy_config(kind, tokenizer, **options)), tokenizer)
 
     def row(self, scene: Scene, way: Way | None = None) -> dict:
-        """One scene: ids (T,), labels (T,), positions (3, T), values (N, C * T * P * P), grid (3,); video: bool."""
+        """One scene: ids (T,), labels (T,), positions (3, T), values (N, C * T * P * P), grid (3,)."""
         frames = [way(image) if way else image for image in scene.frames or [scene.image]]
         values, grid = preprocess_videos([frames], **LOOK)
         name, key = ("video", "video_grid_thw") if scene.frames else ("image", "image_grid_thw")
@@ -135,14 +145,14 @@ class Captioner:
         return answer_loss(logits, batch["labels"])
 
     def batches(
-        self, scenes: Sequence[Scene], size: int, seed: int = 0, way: Way | None = None, length: int = LENGTH
+        self, scenes: Sequence[Scene], size: int, seed: int = 0, way: Way | None = None
     ) -> Iterator[dict[str, Tensor]]:
         """Endless batches of ``size`` scenes, packed; a picture is cut into patches when its turn comes."""
         rng = Random(seed)
         while True:
             order = rng.sample(scenes, len(scenes))
             for start in range(0, len(order) - size + 1, size):
-                yield self.pack([self.row(scene, way) for scene in order[start : start + size]], length)
+                yield self.pack([self.row(scene, way) for scene in order[start : start + size]])
 
     def train(
         self, scenes: Sequence[Scene], steps: int, *, batch: int = 64, seed: int = 0, way: Way | None = None, **options

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivlm.assistant import FROZEN
+from minivlm.assistant import FROZEN, RATES
 from minivlm.bpe import BPETokenizer
 from minivlm.captioner import vary_channels
 from minivlm.checkpoints import Names, fill, read_json, read_tensors, write
@@ -31,7 +31,6 @@ from minivlm.vit import sincos_2d
 
 TOWER = VisionConfig(64, patch=16, width=96, layers=3, heads=6, hidden=192, eps=1e-6, act="gelu")
 HEADS, LENGTH = 6, 400  # of the resampler; tokens of a packed row
-RATES = {"muon_lr": 0.015, "adamw_lr": 2e-3}
 Maker = Callable[[int, Random], dict]  # the number of a scene -> a row with that number in the place of its pixels
 
 

@@ -2,7 +2,7 @@
 
     python tools/qwen2_vl_ablations.py sizes [--steps 250] [--seeds 0]
     python tools/qwen2_vl_ablations.py videos --batch 48 --scenes 8000 --save data/checkpoints/qwen2_vl
-    python tools/qwen2_vl_ablations.py text
+    python tools/qwen2_vl_ablations.py text --steps 600
 
 sizes: captions of scenes of seven shapes, at most 16 cells; tested on shapes like these and on larger and longer ones.
 videos: captions of one moving object, 6 and 8 frames; tested on up to 16. text: to read the digits, one on each object
@@ -25,7 +25,7 @@ from minivlm import scenes
 from minivlm.grammar import alike, reading_order
 from minivlm.qwen2_vl import Qwen2VL, Qwen3VL
 from minivlm.scenes import BACKGROUND, Scene
-from minivlm.train_qwen2_vl import SHAPES, VIDEOS, Captioner, FlatQwen2VL, Way, mixed
+from minivlm.train_qwen2_vl import SHAPES, VIDEOS, Captioner, FlatQwen2VL, Way, mixed, tells_motion
 
 MROPE, FLAT, DEEP, PLAIN = "M-RoPE", "1-D", "Qwen3-VL, DeepStack", "Qwen3-VL, without"
 MODELS = {
@@ -62,9 +62,7 @@ def true(said: list[str], found: list[Scene]) -> list[bool]:
 
 
 def moved(said: list[str], found: list[Scene]) -> list[bool]:
-    """Is the motion right, whatever the caption says of the object?"""
-    ends = [" then ".join(scene.objects[0].motion) for scene in found]
-    return [text.endswith(f"moving {end}") for text, end in zip(said, ends, strict=True)]
+    return [tells_motion(text, scene) for text, scene in zip(said, found, strict=True)]
 
 
 def to_read(n: int, seed: int, split: str) -> list[Scene]:

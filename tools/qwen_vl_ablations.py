@@ -103,13 +103,7 @@ def talking(o: argparse.Namespace) -> None:
     def chat(i: int, rng: Random) -> dict:
         return made.talk(train, [i, rng.randrange(len(train))][: rng.randint(1, 2)], rng)[1]
 
-    print(
-        "| "
-        + " | ".join(["", "scenes", "one picture", "two pictures", "boxes, bare format"])
-        + " |\n"
-        + "|---" * 5
-        + "|"
-    )
+    print("| | scenes | one picture | two pictures | boxes, bare format |\n" + "|---" * 5 + "|")
     for when in ("before", "after"):
         if when == "after":
             made.train(chat, images, o.steps, stage=3, batch=o.batch // 2, seed=o.seeds[0])
