@@ -1,4 +1,6 @@
-"""Shared by every test. A bare `pytest` runs the unit tests, then every cell of every notebook, strictly."""
+"""Shared by every test. A bare `pytest` runs the unit tests, then every cell of every notebook,
+strictly.
+"""
 
 import pytest
 
@@ -8,7 +10,8 @@ import notebook_env
 def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before torch is imported and before a kernel starts.
 
-    nbval takes a relative sanitizer file from the current folder; an ini file cannot hold an absolute path.
+    nbval takes a relative sanitizer file from the current folder; an ini file cannot hold an
+    absolute path.
     """
     notebook_env.apply()
     import matplotlib

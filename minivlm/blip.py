@@ -1,10 +1,11 @@
 """BLIP: one text transformer in three modes, three losses, and a data set that cleans itself.
 
-Paper: Li et al. 2022 (BLIP), section 3.1 (the mixture of encoder-decoder, MED), 3.2 (losses), 3.3 (CapFilt).
+Paper: Li et al. 2022 (BLIP), section 3.1 (the mixture of encoder-decoder, MED), 3.2 (losses), 3.3
+(CapFilt).
 Notebook: 06_blip_med.
 
-Data: pixel_values (B, C, H, W) and input_ids (B, T) -> unit vectors (B, D) for retrieval, matching logits (B, 2),
-or next-token logits (B, T, V). The first token says which: [CLS], [ENC] or [DEC].
+Data: pixel_values (B, C, H, W) and input_ids (B, T) -> unit vectors (B, D) for retrieval, matching
+logits (B, 2), or next-token logits (B, T, V). The first token says which: [CLS], [ENC] or [DEC].
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlm.checkpoints import Names, require
-from minivlm.layers import MLP, Attention, activation, check_ids, init_weights
-from minivlm.masks import bidirectional, causal, padding
+from minivlm.parts.layers import MLP, Attention, activation, check_ids, init_weights
+from minivlm.parts.masks import bidirectional, causal, padding
 from minivlm.vit import ViT, ViTConfig
 
 
@@ -33,33 +33,28 @@ class MedConfig:
     eps: float = 1e-12
     act: str = "gelu"
 
-    @classmethod
-    def from_hf(cls, config: dict, memory: int) -> "MedConfig":
-        """Read a published text_config; absent keys have the defaults of transformers' BlipTextConfig."""
-        return cls(
-            vocab_size=config.get("vocab_size", 30524),
-            length=config.get("max_position_embeddings", 512),
-            width=config.get("hidden_size", 768),
-            layers=config.get("num_hidden_layers", 12),
-            heads=config.get("num_attention_heads", 8),
-            hidden=config.get("intermediate_size", 3072),
-            memory=memory,
-            eps=config.get("layer_norm_eps", 1e-12),
-            act=config.get("hidden_act", "gelu"),
-        )
-
 
 class MedBlock(nn.Module):
-    """Self-attention, cross-attention where there is an image, MLP; the norm comes after each sum, as in BERT."""
+    """Self-attention, cross-attention where there is an image, MLP; the norm comes after each sum,
+    as in BERT.
+    """
 
     def __init__(self, c: MedConfig):
         super().__init__()
-        self.attention, self.attention_norm = Attention(c.width, c.heads), nn.LayerNorm(c.width, c.eps)
-        self.cross, self.cross_norm = Attention(c.width, c.heads, memory_width=c.memory), nn.LayerNorm(c.width, c.eps)
+        self.attention, self.attention_norm = (
+            Attention(c.width, c.heads),
+            nn.LayerNorm(c.width, c.eps),
+        )
+        self.cross, self.cross_norm = (
+            Attention(c.width, c.heads, memory_width=c.memory),
+            nn.LayerNorm(c.width, c.eps),
+        )
         self.mlp, self.mlp_norm = MLP(c.width, c.hidden, c.act), nn.LayerNorm(c.width, c.eps)
 
     def forward(self, x: Tensor, mask: Tensor, image: Tensor | None = None) -> Tensor:
-        """x (B, T, D), mask broadcastable to (B, h, T, T), image (B, N, memory) or None -> (B, T, D)."""
+        """x (B, T, D), mask broadcastable to (B, h, T, T), image (B, N, memory) or None -> (B, T,
+        D).
+        """
         x = self.attention_norm(x + self.attention(x, mask))
         if image is not None:
             x = self.cross_norm(x + self.cross(x, memory=image))
@@ -72,7 +67,10 @@ class Med(nn.Module):
     def __init__(self, config: MedConfig):
         super().__init__()
         c = self.config = config
-        self.words, self.positions = nn.Embedding(c.vocab_size, c.width), nn.Embedding(c.length, c.width)
+        self.words, self.positions = (
+            nn.Embedding(c.vocab_size, c.width),
+            nn.Embedding(c.length, c.width),
+        )
         self.norm = nn.LayerNorm(c.width, c.eps)
         self.blocks = nn.ModuleList(MedBlock(c) for _ in range(c.layers))
         self.apply(init_weights)
@@ -88,8 +86,16 @@ class Med(nn.Module):
             x = block(x, mask, image)
         return x
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, mask: Tensor, image: Tensor | None = None):
-        """(B, T) ids, (B, T) of 1 and 0 or None, mask (T, T), image states (B, N, memory) or None -> (B, T, D)."""
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        mask: Tensor,
+        image: Tensor | None = None,
+    ):
+        """(B, T) ids, (B, T) of 1 and 0 or None, mask (T, T), image states (B, N, memory) or None
+        -> (B, T, D).
+        """
         x = self.embed(input_ids)
         if image is not None and len(image) != len(x):
             raise ValueError(f"{len(image)} images for {len(x)} texts")
@@ -98,7 +104,9 @@ class Med(nn.Module):
         return self.run(x, mask.to(x.device), image)
 
     def share(self, other: "Med", what: str = "all but self-attention") -> None:
-        """Use the weights of ``other``: "all", "all but self-attention" (BLIP, section 3.1), or "none" (table 3)."""
+        """Use the weights of ``other``: "all", "all but self-attention" (BLIP, section 3.1), or
+        "none" (table 3).
+        """
         if what not in SHARING:
             raise ValueError(f"sharing must be one of {SHARING}, got {what!r}")
         if what == "none":
@@ -115,7 +123,9 @@ SHARING = ("all", "all but self-attention", "none")
 
 
 class Words(nn.Module):
-    """BERT's language-model head: Linear, activation, norm, then the word embeddings once more, with a bias."""
+    """BERT's language-model head: Linear, activation, norm, then the word embeddings once more,
+    with a bias.
+    """
 
     def __init__(self, c: MedConfig, words: nn.Embedding):
         super().__init__()
@@ -131,7 +141,9 @@ class Words(nn.Module):
 
 
 class Blip(nn.Module):
-    """A ViT and one or both roles of MED: an encoder (retrieval, matching) and a decoder (captions)."""
+    """A ViT and one or both roles of MED: an encoder (retrieval, matching) and a decoder
+    (captions).
+    """
 
     def __init__(
         self,
@@ -147,7 +159,10 @@ class Blip(nn.Module):
         self.encoder = self.decoder = None
         if "encoder" in roles:
             self.encoder = Med(text)
-            self.image_projection, self.text_projection = nn.Linear(vision.width, width), nn.Linear(text.width, width)
+            self.image_projection, self.text_projection = (
+                nn.Linear(vision.width, width),
+                nn.Linear(text.width, width),
+            )
             self.match_head = nn.Linear(text.width, 2)  # 1 = they match
             for head in (self.image_projection, self.text_projection, self.match_head):
                 head.apply(init_weights)
@@ -174,58 +189,42 @@ class Blip(nn.Module):
         x = self._role("encoder")(input_ids, attention_mask, bidirectional(input_ids.shape[1]))
         return F.normalize(self.text_projection(x[:, 0]), dim=-1)
 
-    def match_states(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Image states (B, N, D) and texts (B, T) that begin with [ENC] -> logits (B, 2): no match, match."""
-        x = self._role("encoder")(input_ids, attention_mask, bidirectional(input_ids.shape[1]), image)
+    def match_states(
+        self, image: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Image states (B, N, D) and texts (B, T) that begin with [ENC] -> logits (B, 2): no match,
+        match.
+        """
+        x = self._role("encoder")(
+            input_ids, attention_mask, bidirectional(input_ids.shape[1]), image
+        )
         return self.match_head(x[:, 0])
 
-    def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) and (B, T) -> logits (B, 2) of "no match" and "match"; set [ENC] as the first id yourself."""
+    def match(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, C, H, W) and (B, T) -> logits (B, 2) of "no match" and "match"; set [ENC] as the
+        first id yourself.
+        """
         return self.match_states(self.vision(pixel_values), input_ids, attention_mask)
 
-    def forward(self, input_ids: Tensor, image: Tensor, attention_mask: Tensor | None = None, cache=None) -> Tensor:
-        """Texts (B, T) that begin with [DEC] and image states (B, N, D) -> next-token logits (B, T, V)."""
+    def forward(
+        self, input_ids: Tensor, image: Tensor, attention_mask: Tensor | None = None, cache=None
+    ) -> Tensor:
+        """Texts (B, T) that begin with [DEC] and image states (B, N, D) -> next-token logits (B, T,
+        V).
+        """
         if cache is not None:
             raise ValueError("BLIP decodes without a cache here: generate(..., use_cache=False)")
         states = self._role("decoder")(input_ids, attention_mask, causal(input_ids.shape[1]), image)
         return self.head(states)
 
-    def caption_logits(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def caption_logits(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
         """(B, C, H, W) and (B, T) -> next-token logits (B, T, V)."""
         self._role("decoder")
         return self(input_ids, self.vision(pixel_values), attention_mask)
-
-    @classmethod
-    def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Blip":
-        """The model of a published config.json; the weights that are there say which roles it has.
-
-        Both roles in one checkpoint is what ``save_pretrained`` writes of a pre-trained model: shared as in the paper.
-        """
-        vision, text = config.get("vision_config", {}), config.get("text_config", {})
-        for part in (config, text):
-            require(part, "tie_word_embeddings", True)
-        known = {"encoder": "itm_head.weight", "decoder": "text_decoder.cls.predictions.bias"}
-        roles = tuple(role for role, name in known.items() if name in names or not names)
-        if not roles:
-            raise ValueError(f"this BLIP is neither for retrieval nor for captioning: none of {[*known.values()]}")
-        image = vision_config(vision)
-        return cls(image, MedConfig.from_hf(text, image.width), config.get("image_text_hidden_size", 256), roles=roles)
-
-
-def vision_config(config: dict) -> ViTConfig:
-    """Read a published vision_config; absent keys have the defaults of transformers' BlipVisionConfig."""
-    side = config.get("image_size", 384)
-    return ViTConfig(
-        image_size=(side, side) if isinstance(side, int) else tuple(side),
-        patch=config.get("patch_size", 16),
-        width=config.get("hidden_size", 768),
-        layers=config.get("num_hidden_layers", 12),
-        heads=config.get("num_attention_heads", 12),
-        hidden=config.get("intermediate_size", 3072),
-        eps=config.get("layer_norm_eps", 1e-5),
-        act=config.get("hidden_act", "gelu"),
-        bias=config.get("qkv_bias", True),
-    )
 
 
 @dataclass(frozen=True)
@@ -244,8 +243,9 @@ LOSSES = ("itc", "itm", "lm")
 class Pretraining(nn.Module):
     """The three losses of one batch (section 3.2); their plain sum is minimised.
 
-    A copy of the two towers follows the weights slowly, as a moving average. Its features fill two queues, and its
-    opinion softens the contrastive targets, because a caption may well describe another image too.
+    A copy of the two towers follows the weights slowly, as a moving average. Its features fill two
+    queues, and its opinion softens the contrastive targets, because a caption may well describe
+    another image too.
     """
 
     def __init__(
@@ -260,11 +260,19 @@ class Pretraining(nn.Module):
         smoothing: float = 0.1,  # of the labels of the language model
     ):
         super().__init__()
-        self.model, self.marks, self.momentum, self.soften, self.ramp = model, marks, momentum, soften, ramp
+        self.model, self.marks, self.momentum, self.soften, self.ramp = (
+            model,
+            marks,
+            momentum,
+            soften,
+            ramp,
+        )
         self.smoothing, self.step = smoothing, 0
         self.temperature = nn.Parameter(torch.tensor(0.07))  # logits are divided by it
         self.slow = deepcopy(
-            nn.ModuleList([model.vision, model.image_projection, model.encoder, model.text_projection])
+            nn.ModuleList(
+                [model.vision, model.image_projection, model.encoder, model.text_projection]
+            )
         )
         self.slow.requires_grad_(False)
         width = model.image_projection.out_features
@@ -273,7 +281,9 @@ class Pretraining(nn.Module):
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move the copy a small step towards the model: slow <- m slow + (1 - m) model; keep 0.001 <= tau <= 0.5."""
+        """Move the copy a small step towards the model: slow <- m slow + (1 - m) model; keep 0.001
+        <= tau <= 0.5.
+        """
         self.temperature.clamp_(0.001, 0.5)
         m = self.model
         fast = nn.ModuleList([m.vision, m.image_projection, m.encoder, m.text_projection])
@@ -281,17 +291,25 @@ class Pretraining(nn.Module):
             ours.lerp_(theirs, 1 - self.momentum)
 
     @torch.no_grad()
-    def slow_features(self, pixel_values: Tensor, ids: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    def slow_features(
+        self, pixel_values: Tensor, ids: Tensor, seen: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Unit vectors (B, D) of images and texts by the slow copy."""
         vision, image_projection, encoder, text_projection = self.slow
         text = encoder(ids, seen, bidirectional(ids.shape[1]))[:, 0]
         image = vision(pixel_values)[:, 0]
-        return F.normalize(image_projection(image), dim=-1), F.normalize(text_projection(text), dim=-1)
+        return F.normalize(image_projection(image), dim=-1), F.normalize(
+            text_projection(text), dim=-1
+        )
 
-    def contrast(self, states: Tensor, pixel_values: Tensor, ids: Tensor, seen: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """ITC -> loss, and two (B, B): how alike images are to the batch's texts, and texts to its images.
+    def contrast(
+        self, states: Tensor, pixel_values: Tensor, ids: Tensor, seen: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """ITC -> loss, and two (B, B): how alike images are to the batch's texts, and texts to its
+        images.
 
-        Each image is compared with the slow texts of the batch and of the queue, each text with the slow images.
+        Each image is compared with the slow texts of the batch and of the queue, each text with the
+        slow images.
         """
         self.follow()
         m = self.model
@@ -299,7 +317,9 @@ class Pretraining(nn.Module):
         slow = self.slow_features(pixel_values, ids, seen)
         alpha = self.soften * min(1.0, self.step / self.ramp)
         losses, similarities = [], []
-        for own, own_slow, other_slow, queue in zip(pair, slow, slow[::-1], (self.texts, self.images), strict=True):
+        for own, own_slow, other_slow, queue in zip(
+            pair, slow, slow[::-1], (self.texts, self.images), strict=True
+        ):
             others = torch.cat([other_slow, queue]).T
             logits = own @ others / self.temperature
             with torch.no_grad():
@@ -308,18 +328,25 @@ class Pretraining(nn.Module):
             losses.append(F.cross_entropy(logits, target))
             similarities.append(logits[:, : len(own)])
         self.images, self.texts = (
-            torch.cat([new, queue])[: len(queue)] for new, queue in zip(slow, (self.images, self.texts), strict=True)
+            torch.cat([new, queue])[: len(queue)]
+            for new, queue in zip(slow, (self.images, self.texts), strict=True)
         )
         self.step += 1
         return (losses[0] + losses[1]) / 2, similarities
 
-    def matching(self, states: Tensor, ids: Tensor, seen: Tensor, similarities: list[Tensor]) -> Tensor:
+    def matching(
+        self, states: Tensor, ids: Tensor, seen: Tensor, similarities: list[Tensor]
+    ) -> Tensor:
         """ITM, with [ENC] as the first token."""
-        return matching_loss(self.model.match_states, states, first(ids, self.marks.enc), seen, similarities)
+        return matching_loss(
+            self.model.match_states, states, first(ids, self.marks.enc), seen, similarities
+        )
 
     def captioning(self, states: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
         """LM: every token of the caption from those before it and the image."""
-        return caption_loss(self.model(first(ids, self.marks.dec), states, seen), ids, seen, self.smoothing)
+        return caption_loss(
+            self.model(first(ids, self.marks.dec), states, seen), ids, seen, self.smoothing
+        )
 
     def forward(
         self,
@@ -329,7 +356,9 @@ class Pretraining(nn.Module):
         *,
         random_negatives: bool = False,
     ) -> dict[str, Tensor]:
-        """Images (B, C, H, W) and texts (B, T), [CLS] first and padded on the right -> the losses, by name."""
+        """Images (B, C, H, W) and texts (B, T), [CLS] first and padded on the right -> the losses,
+        by name.
+        """
         if unknown := {*losses} - {*LOSSES}:
             raise ValueError(f"unknown loss {min(unknown)!r}")
         seen = (input_ids != self.marks.pad).long()
@@ -347,12 +376,17 @@ class Pretraining(nn.Module):
 
 
 def matching_loss(
-    match: Callable[..., Tensor], states: Tensor, ids: Tensor, seen: Tensor, similarities: list[Tensor]
+    match: Callable[..., Tensor],
+    states: Tensor,
+    ids: Tensor,
+    seen: Tensor,
+    similarities: list[Tensor],
 ) -> Tensor:
     """ITM: every true pair, every image with a wrong text, every text with a wrong image.
 
-    match: image states (P, N, D), texts (P, T) and their attention mask -> logits (P, 2). similarities: of images to
-    texts and of texts to images, (B, B) each; they say which pair is hard to tell from a true one.
+    match: image states (P, N, D), texts (P, T) and their attention mask -> logits (P, 2).
+    similarities: of images to texts and of texts to images, (B, B) each; they say which pair is
+    hard to tell from a true one.
     """
     wrong_text, wrong_image = (draw_negatives(s) for s in similarities)
     logits = match(
@@ -365,9 +399,13 @@ def matching_loss(
 
 
 def caption_loss(logits: Tensor, ids: Tensor, seen: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy of every token but the first and the padding: logits (B, T, V), ids and seen (B, T)."""
+    """Cross-entropy of every token but the first and the padding: logits (B, T, V), ids and seen
+    (B, T).
+    """
     target = ids[:, 1:].masked_fill(seen[:, 1:] == 0, -100)
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), target.flatten(), label_smoothing=smoothing)
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), target.flatten(), label_smoothing=smoothing
+    )
 
 
 def first(ids: Tensor, mark: int) -> Tensor:
@@ -377,45 +415,8 @@ def first(ids: Tensor, mark: int) -> Tensor:
 
 @torch.no_grad()
 def draw_negatives(similarities: Tensor) -> Tensor:
-    """For each row of (B, B) another column, the likelier the more similar it is: (B,). All alike = a random one."""
+    """For each row of (B, B) another column, the likelier the more similar it is: (B,). All alike =
+    a random one.
+    """
     weights = similarities.softmax(dim=1) + 1e-4
     return torch.multinomial(weights.fill_diagonal_(0), 1)[:, 0]
-
-
-VISION_NAMES = [
-    (r"^class_token", "embeddings.class_embedding"),
-    (r"^patch\.", "embeddings.patch_embedding."),
-    (r"^positions", "embeddings.position_embedding"),
-    (r"^blocks\.", "encoder.layers."),
-    (r"\.norm(1|2)\.", r".layer_norm\1."),
-    (r"\.attention\.(q|k|v)\.", r".self_attn.qkv.\1."),  # published as one matrix
-    (r"\.attention\.out\.", ".self_attn.projection."),
-    (r"\.mlp\.up\.", ".mlp.fc1."),
-    (r"\.mlp\.down\.", ".mlp.fc2."),
-    (r"^norm\.", "post_layernorm."),
-]
-BERT = {"q": "self.query", "k": "self.key", "v": "self.value", "out": "output.dense"}
-MED_NAMES = [
-    (r"^words\.", "embeddings.word_embeddings."),
-    (r"^positions\.", "embeddings.position_embeddings."),
-    (r"^norm\.", "embeddings.LayerNorm."),
-    (r"^blocks\.", "encoder.layer."),
-    (r"\.cross", ".crossattention"),
-    *((rf"attention\.{ours}\.", f"attention.{theirs}.") for ours, theirs in BERT.items()),
-    (r"attention_norm\.", "attention.output.LayerNorm."),
-    (r"crossattention_norm\.", "crossattention.output.LayerNorm."),
-    (r"\.mlp\.up\.", ".intermediate.dense."),
-    (r"\.mlp\.down\.", ".output.dense."),
-    (r"\.mlp_norm\.", ".output.LayerNorm."),
-]
-HEAD_NAMES = [(r"^(dense|norm)\.", r"transform.\1."), (r"norm", "LayerNorm"), (r"^out\.", "decoder.")]
-HF_NAMES = Names(
-    published=[(r"^image_projection", "vision_proj"), (r"^text_projection", "text_proj"), (r"^match_head", "itm_head")],
-    parts={
-        "vision": ("vision_model.", VISION_NAMES),
-        "encoder": ("text_encoder.", MED_NAMES),
-        "decoder": ("text_decoder.bert.", MED_NAMES),
-        "head": ("text_decoder.cls.predictions.", HEAD_NAMES),
-    },
-    buffers=("embeddings.position_ids",),
-)

@@ -1,10 +1,12 @@
-"""BLIP-2: learned queries read a frozen image encoder, first beside text, then for a frozen language model.
+"""BLIP-2: learned queries read a frozen image encoder, first beside text, then for a frozen
+language model.
 
-Paper: Li et al. 2023 (BLIP-2), section 3.1 (the Q-Former), 3.2 (stage 1), 3.3 (stage 2); Dai et al. 2023
-(InstructBLIP), section 2.2, for queries that see an instruction. Notebook: 07_blip2_qformer.
+Paper: Li et al. 2023 (BLIP-2), section 3.1 (the Q-Former), 3.2 (stage 1), 3.3 (stage 2); Dai et al.
+2023 (InstructBLIP), section 2.2, for queries that see an instruction. Notebook: 07_blip2_qformer.
 
-Data: pixel_values (B, C, H, W) -> image states (B, N, M) -> query states (B, Q, D), whatever N is. With texts (B, T):
-similarities (B, B), matching logits (B, 2), next-token logits (B, T, V). The mask says who sees whom, Q + T tokens.
+Data: pixel_values (B, C, H, W) -> image states (B, N, M) -> query states (B, Q, D), whatever N is.
+With texts (B, T): similarities (B, B), matching logits (B, 2), next-token logits (B, T, V). The
+mask says who sees whom, Q + T tokens.
 """
 
 from dataclasses import dataclass, replace
@@ -14,15 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlm import blip
 from minivlm.blip import Med, MedConfig, Words, caption_loss, first, matching_loss
-from minivlm.checkpoints import Names
 from minivlm.clip import ClipVision
-from minivlm.decoder import Cache, KVCache
-from minivlm.layers import MLP, Attention, Extend, Maybe, init_weights
-from minivlm.masks import bidirectional, causal, multimodal_causal, padding
 from minivlm.multimodal import IGNORE, Prompted, answer_loss
-from minivlm.opt import OPT_NAMES, Opt
+from minivlm.parts.decoder import Cache, KVCache
+from minivlm.parts.layers import MLP, Attention, Extend, Maybe, init_weights
+from minivlm.parts.masks import bidirectional, causal, multimodal_causal, padding
 from minivlm.vit import ViT, ViTConfig
 
 
@@ -31,15 +30,11 @@ class QFormerConfig(MedConfig):
     queries: int = 32
     every: int = 2  # cross-attention in the layers 0, every, 2 every, ...
 
-    @classmethod
-    def from_hf(cls, config: dict, memory: int, queries: int = 32) -> "QFormerConfig":
-        """Read a published qformer_config; absent keys have the defaults of transformers' Blip2QFormerConfig."""
-        c = super().from_hf({"num_attention_heads": 12, "vocab_size": 30522} | config, memory)
-        return replace(c, queries=queries, every=config.get("cross_attention_frequency", 2))
-
 
 class QFormerBlock(nn.Module):
-    """Self-attention over queries and text, then the queries ask the image; an MLP for each. Post-norm, as in BERT."""
+    """Self-attention over queries and text, then the queries ask the image; an MLP for each.
+    Post-norm, as in BERT.
+    """
 
     def __init__(self, c: QFormerConfig, layer: int):
         super().__init__()
@@ -51,8 +46,12 @@ class QFormerBlock(nn.Module):
         self.mlp, self.mlp_norm = MLP(c.width, c.hidden, c.act), norm()  # of the text
         self.query_mlp, self.query_norm = MLP(c.width, c.hidden, c.act), norm()
 
-    def forward(self, x: Tensor, mask: Tensor, image: Maybe = None, extend: Extend | None = None) -> Tensor:
-        """x: text (B, T, D) or, where there is an image (B, N, memory), queries and text (B, Q + T, D) -> the same."""
+    def forward(
+        self, x: Tensor, mask: Tensor, image: Maybe = None, extend: Extend | None = None
+    ) -> Tensor:
+        """x: text (B, T, D) or, where there is an image (B, N, memory), queries and text (B, Q + T,
+        D) -> the same.
+        """
         x = self.attention_norm(x + self.attention(x, mask, extend=extend))
         if image is not None:
             queries, x = x.tensor_split([self.queries], dim=1)
@@ -73,10 +72,14 @@ class QFormer(Med):
         self.config = config
         self.queries = nn.Parameter(torch.empty(1, config.queries, config.width))
         nn.init.normal_(self.queries, std=0.02)
-        self.blocks = nn.ModuleList(QFormerBlock(config, i) for i in range(config.layers)).apply(init_weights)
+        self.blocks = nn.ModuleList(QFormerBlock(config, i) for i in range(config.layers)).apply(
+            init_weights
+        )
 
     def drop_text(self, mlps: bool = True) -> None:
-        """Leave the text parts out, as for stage 2: the embeddings, and the MLPs unless told otherwise."""
+        """Leave the text parts out, as for stage 2: the embeddings, and the MLPs unless told
+        otherwise.
+        """
         self.words = self.positions = None
         for block in self.blocks if mlps else ():
             block.mlp = block.mlp_norm = None
@@ -87,22 +90,35 @@ class QFormer(Med):
             raise ValueError("this Q-Former reads no text: it has no embeddings for it")
         return super().embed(F.pad(input_ids, (past, 0)))[:, past:]
 
-    def run(self, x: Tensor, mask: Tensor, image: Maybe = None, cache: Cache = None, seen: Maybe = None) -> Tensor:
-        """The blocks alone; the cache keeps keys and values. seen: (B, T) of 1 and 0, the padding of the text alone."""
+    def run(
+        self, x: Tensor, mask: Tensor, image: Maybe = None, cache: Cache = None, seen: Maybe = None
+    ) -> Tensor:
+        """The blocks alone; the cache keeps keys and values. seen: (B, T) of 1 and 0, the padding
+        of the text alone.
+        """
         queries, mask = self.config.queries, mask.to(x.device)
         if seen is not None:
-            mask = mask & F.pad(padding(seen, (len(x), mask.shape[-1] - queries)), (queries, 0), value=True)
+            mask = mask & F.pad(
+                padding(seen, (len(x), mask.shape[-1] - queries)), (queries, 0), value=True
+            )
         for i, block in enumerate(self.blocks):
             x = block(x, mask, image, partial(cache.extend, i) if cache else None)
         return x
 
     def states(
-        self, image: Tensor, ids: Maybe = None, seen: Maybe = None, mask: Maybe = None, cache: Cache = None
+        self,
+        image: Tensor,
+        ids: Maybe = None,
+        seen: Maybe = None,
+        mask: Maybe = None,
+        cache: Cache = None,
     ) -> Tensor:
-        """Image states (B, N, memory), texts (B, T) or None -> (B, Q + T, D); mask (Q + T, Q + T), None = all see all.
+        """Image states (B, N, memory), texts (B, T) or None -> (B, Q + T, D); mask (Q + T, Q + T),
+        None = all see all.
 
         seen: the attention mask (B, T) of the texts. cache: keeps the keys and values.
-        ValueError for image states of another width, and for another number of texts or of mask entries.
+        ValueError for image states of another width, and for another number of texts or of mask
+        entries.
         """
         c = self.config
         if image.ndim != 3 or image.shape[2] != c.memory:
@@ -117,7 +133,9 @@ class QFormer(Med):
 
     @torch.no_grad()
     def attention_maps(self, image: Tensor) -> Tensor:
-        """Which image states (B, N, memory) each query reads, by block with cross-attention: (blocks, B, h, Q, N)."""
+        """Which image states (B, N, memory) each query reads, by block with cross-attention:
+        (blocks, B, h, Q, N).
+        """
         x, maps = self.norm(self.queries).expand(len(image), -1, -1), []
         mask = bidirectional(x.shape[1]).to(x.device)
         for block in self.blocks:
@@ -127,10 +145,13 @@ class QFormer(Med):
             x = block(x, mask, image)
         return torch.stack(maps)
 
-    def forward(self, image: Tensor, input_ids: Maybe = None, attention_mask: Maybe = None) -> Tensor:
+    def forward(
+        self, image: Tensor, input_ids: Maybe = None, attention_mask: Maybe = None
+    ) -> Tensor:
         """Image states (B, N, memory) -> query states (B, Q, D).
 
-        With texts (B, T) the queries see them: BLIP-2 matches so, InstructBLIP always reads its instruction so.
+        With texts (B, T) the queries see them: BLIP-2 matches so, InstructBLIP always reads its
+        instruction so.
         """
         return self.states(image, input_ids, attention_mask)[:, : self.config.queries]
 
@@ -141,12 +162,16 @@ class QFormer(Med):
     def speak(self, input_ids: Tensor, attention_mask: Maybe, image: Maybe, cache: Cache):
         """Texts (B, T) that see the queries and themselves causally -> (B, T, D).
 
-        The queries never see the text, so a cache holds their keys and values after one pass over the image, and
-        then those of the text so far: ids are the new ones alone, attention_mask is of the whole text.
+        The queries never see the text, so a cache holds their keys and values after one pass over
+        the image, and
+        then those of the text so far: ids are the new ones alone, attention_mask is of the whole
+        text.
         """
         queries, length = self.config.queries, input_ids.shape[-1]
         if cache is None:
-            return self.states(image, input_ids, attention_mask, multimodal_causal(queries, length))[:, queries:]
+            return self.states(
+                image, input_ids, attention_mask, multimodal_causal(queries, length)
+            )[:, queries:]
         if not cache.length:
             self.states(image, cache=cache)
         x = self.embed(input_ids, cache.length - queries)
@@ -154,7 +179,9 @@ class QFormer(Med):
 
 
 class ClipFeatures(nn.Module):
-    """The paper's other image encoder (section 3.4): CLIP's tower without its last block, then a norm of its own."""
+    """The paper's other image encoder (section 3.4): CLIP's tower without its last block, then a
+    norm of its own.
+    """
 
     def __init__(self, tower: ClipVision):
         super().__init__()
@@ -166,10 +193,12 @@ class ClipFeatures(nn.Module):
 
 
 class Blip2(Prompted):
-    """An image encoder and a Q-Former, with its heads of stage 1 or with the language model of stage 2.
+    """An image encoder and a Q-Former, with its heads of stage 1 or with the language model of
+    stage 2.
 
-    vision: a ViTConfig, or an encoder with a last ``norm``. width: of the space that images and texts share. decoder:
-    an Opt, or a Decoder. token: the id that holds the place of a query in its prompts, in its table or not.
+    vision: a ViTConfig, or an encoder with a last ``norm``. width: of the space that images and
+    texts share. decoder: an Opt, or a Decoder. token: the id that holds the place of a query in its
+    prompts, in its table or not.
     """
 
     def __init__(
@@ -202,7 +231,9 @@ class Blip2(Prompted):
         queries = self.qformer.config.queries
         if input_ids.shape[-1] <= queries or (input_ids[:, :queries] != self.image_token_id).any():
             return input_ids, attention_mask
-        return input_ids[:, queries:], None if attention_mask is None else attention_mask[:, queries:]
+        return input_ids[:, queries:], None if attention_mask is None else attention_mask[
+            :, queries:
+        ]
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) -> unit vectors (B, Q, width), one for each query."""
@@ -215,72 +246,77 @@ class Blip2(Prompted):
         x = self.qformer.read(*self._text(input_ids, attention_mask))
         return F.normalize(self.text_projection(x[:, 0]), dim=-1)
 
-    def similarity(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Maybe = None) -> Tensor:
+    def similarity(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Maybe = None
+    ) -> Tensor:
         """-> (images, texts): the cosine of the text and the query that is nearest to it."""
         return nearest(self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask))
 
-    def match_states(self, image: Tensor, input_ids: Tensor, attention_mask: Maybe = None) -> Tensor:
-        """Image states (B, N, M) and texts (B, T) -> logits (B, 2) of "no match" and "match", the mean over queries."""
+    def match_states(
+        self, image: Tensor, input_ids: Tensor, attention_mask: Maybe = None
+    ) -> Tensor:
+        """Image states (B, N, M) and texts (B, T) -> logits (B, 2) of "no match" and "match", the
+        mean over queries.
+        """
         head = self._need("match_head")
         return head(self.qformer(image, *self._text(input_ids, attention_mask))).mean(dim=1)
 
-    def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Maybe = None) -> Tensor:
+    def match(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Maybe = None
+    ) -> Tensor:
         """(B, C, H, W) and (B, T) -> logits (B, 2); the text begins with [CLS]."""
         return self.match_states(self.vision(pixel_values), input_ids, attention_mask)
 
-    def itg(self, input_ids: Tensor, image: Maybe = None, attention_mask: Maybe = None, cache: Cache = None) -> Tensor:
-        """Texts (B, T) that begin with [DEC], image states (B, N, M) -> the Q-Former's next-token logits (B, T, V).
+    def itg(
+        self,
+        input_ids: Tensor,
+        image: Maybe = None,
+        attention_mask: Maybe = None,
+        cache: Cache = None,
+    ) -> Tensor:
+        """Texts (B, T) that begin with [DEC], image states (B, N, M) -> the Q-Former's next-token
+        logits (B, T, V).
 
-        With a cache as in ``QFormer.speak``; ``generate(model.itg, ids, n, image=states)`` says a caption.
+        With a cache as in ``QFormer.speak``; ``generate(model.itg, ids, n, image=states)`` says a
+        caption.
         """
         return self._need("head")(self.qformer.speak(input_ids, attention_mask, image, cache))
 
-    def encode_images(self, pixel_values: Tensor, instruction: Maybe = None, instruction_mask: Maybe = None) -> Tensor:
+    def encode_images(
+        self, pixel_values: Tensor, instruction: Maybe = None, instruction_mask: Maybe = None
+    ) -> Tensor:
         """(M, C, H, W) -> the soft prompt (M, Q, D) in the language model's width.
 
-        instruction: ids (M, T) for a Q-Former that sees them (InstructBLIP), and their attention mask (M, T).
+        instruction: ids (M, T) for a Q-Former that sees them (InstructBLIP), and their attention
+        mask (M, T).
         """
         self._need("decoder")
-        return self.projection(self.qformer(self.vision(pixel_values), instruction, instruction_mask))
+        return self.projection(
+            self.qformer(self.vision(pixel_values), instruction, instruction_mask)
+        )
 
     def forward(self, input_ids: Tensor, *args, **inputs) -> Tensor:
-        """As ``Prompted``: ids (B, T), pixel_values (M, C, H, W), attention_mask, cache -> (B, T, V).
+        """As ``Prompted``: ids (B, T), pixel_values (M, C, H, W), attention_mask, cache -> (B, T,
+        V).
 
-        instruction, instruction_mask: as in ``encode_images``; the ids are then the language model's own prompt.
+        instruction, instruction_mask: as in ``encode_images``; the ids are then the language
+        model's own prompt.
         """
         self._need("decoder")
         return super().forward(input_ids, *args, **inputs)
 
-    @classmethod
-    def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Blip2":
-        """The model of a published config.json; the weights that are there say whether it is for retrieval or speaks.
 
-        Without names: it speaks, and the Q-Former reads text only if the config says so.
-        """
-        vision = blip.vision_config(VIT_G | config.get("vision_config", {}))
-        text, token = config.get("qformer_config", {}), config.get("image_token_index", config.get("image_token_id"))
-        reads, speaks = "embeddings.word_embeddings.weight" in names, "language_projection.weight" in names or not names
-        model = cls(
-            vision,
-            QFormerConfig.from_hf(text, vision.width, config.get("num_query_tokens", 32)),
-            config.get("image_text_hidden_size", 256) if reads else 0,
-            Opt.from_hf(config.get("text_config", {})) if speaks else None,
-            -1 if token is None else token,
-        )
-        model.head = None  # of the checkpoints of stage 1, none has the language-model head
-        if not reads:
-            model.qformer.drop_text(mlps=not text.get("use_qformer_text_input", False))
-        return model
-
-
-PARTS = {"match_head": "heads for retrieval", "head": "language-model head", "decoder": "language model"}
-# The defaults of transformers' Blip2VisionConfig: EVA-CLIP's ViT-g/14 without its last block.
-VIT_G = {"hidden_size": 1408, "num_hidden_layers": 39, "num_attention_heads": 16, "intermediate_size": 6144}
-VIT_G |= {"image_size": 224, "patch_size": 14, "layer_norm_eps": 1e-6}
+PARTS = {
+    "match_head": "heads for retrieval",
+    "head": "language-model head",
+    "decoder": "language model",
+}
 
 
 def nearest(image: Tensor, text: Tensor) -> Tensor:
-    """Unit vectors of queries (B, Q, D) and of texts (B', D) -> (B, B'): the largest cosine over the queries."""
+    """Unit vectors of queries (B, Q, D) and of texts (B', D) -> (B, B'): the largest cosine over
+    the queries.
+    """
     return (image @ text.T).amax(dim=1)
 
 
@@ -293,14 +329,18 @@ def freeze(model: Blip2) -> None:
 
 
 def second_stage(model: Blip2) -> None:
-    """From stage 1 to stage 2 (section 3.3): its heads and the text parts of the Q-Former go, the rest is frozen."""
+    """From stage 1 to stage 2 (section 3.3): its heads and the text parts of the Q-Former go, the
+    rest is frozen.
+    """
     model.qformer.drop_text()
     model.match_head = model.head = model.image_projection = model.text_projection = None
     freeze(model)
 
 
 class FirstStage(nn.Module):
-    """Stage 1 (section 3.2): BLIP's three losses of one batch, their plain sum; no slow copy, no queue."""
+    """Stage 1 (section 3.2): BLIP's three losses of one batch, their plain sum; no slow copy, no
+    queue.
+    """
 
     def __init__(self, model: Blip2, *, dec: int, pad: int, smoothing: float = 0.1):
         super().__init__()
@@ -309,7 +349,9 @@ class FirstStage(nn.Module):
         freeze(model)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
-        """Images (B, C, H, W) and texts (B, T), [CLS] first and padded on the right -> "itc", "itm", "itg"."""
+        """Images (B, C, H, W) and texts (B, T), [CLS] first and padded on the right -> "itc",
+        "itm", "itg".
+        """
         model, cache = self.model, KVCache()
         seen = (input_ids != self.pad).long()
         states = model.vision(pixel_values)
@@ -317,16 +359,28 @@ class FirstStage(nn.Module):
         image = F.normalize(model.image_projection(queries), dim=-1)
         similarity = nearest(image, model.encode_text(input_ids, seen)) / self.temperature
         both, pairs = [similarity, similarity.T], torch.arange(len(states), device=states.device)
-        itc = sum(F.cross_entropy(logits, pairs, label_smoothing=self.smoothing) for logits in both) / 2
+        itc = (
+            sum(F.cross_entropy(logits, pairs, label_smoothing=self.smoothing) for logits in both)
+            / 2
+        )
         itm = matching_loss(model.match_states, states, input_ids, seen, both)
         logits = model.itg(first(input_ids, self.dec), attention_mask=seen, cache=cache)
-        return {"itc": itc, "itm": itm, "itg": caption_loss(logits, input_ids, seen, self.smoothing)}
+        return {
+            "itc": itc,
+            "itm": itm,
+            "itg": caption_loss(logits, input_ids, seen, self.smoothing),
+        }
 
 
 def prompt_loss(
-    model: Blip2, pixel_values: Tensor, input_ids: Tensor, attention_mask: Maybe = None, **instruction: Tensor
+    model: Blip2,
+    pixel_values: Tensor,
+    input_ids: Tensor,
+    attention_mask: Maybe = None,
+    **instruction: Tensor,
 ) -> Tensor:
-    """Stage 2 (section 3.3): images (B, C, H, W) and texts (B, T) -> the language model's loss of the text alone.
+    """Stage 2 (section 3.3): images (B, C, H, W) and texts (B, T) -> the language model's loss of
+    the text alone.
 
     The queries, projected, stand before the text as a soft prompt; ``freeze`` the model first.
     instruction: see ``Blip2.encode_images``.
@@ -336,24 +390,3 @@ def prompt_loss(
     labels = F.pad(input_ids.masked_fill(seen == 0, IGNORE), (queries, 0), value=IGNORE)
     ids, seen = F.pad(input_ids, (queries, 0), value=token), F.pad(seen, (queries, 0), value=1)
     return answer_loss(model(ids, pixel_values, seen, **instruction), labels)
-
-
-PUBLISHED = [  # our name -> the published one
-    (r"^qformer\.queries$", "query_tokens"),
-    (r"^qformer\.(word|position)s\.", r"embeddings.\1_embeddings."),
-    (r"^qformer\.norm\.", "qformer.layernorm."),
-    (r"^qformer\.blocks\.", "qformer.encoder.layer."),
-    (r"\.query_mlp\.up\.", ".intermediate_query.dense."),
-    (r"\.query_mlp\.down\.", ".output_query.dense."),
-    (r"\.query_norm\.", ".output_query.LayerNorm."),
-    *blip.MED_NAMES,
-    (r"attention\.self\.", "attention.attention."),
-    (r"^image_projection", "vision_projection"),
-    (r"^projection", "language_projection"),
-    (r"^match_head", "itm_head"),
-]
-HF_NAMES = Names(
-    published=PUBLISHED,
-    parts={"vision": ("vision_model.", blip.VISION_NAMES), "decoder": ("language_model.", OPT_NAMES)},
-    buffers=("embeddings.position_ids",),
-)

@@ -1,15 +1,16 @@
 """Text to token ids: byte-level byte-pair encoding (BPE), as in GPT-2, Llama 3 and Qwen.
 
-Papers: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", algorithm 1;
-Radford et al. 2019 (GPT-2), section 2.2: on bytes, within the pieces that a regular expression cuts.
+Papers: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units",
+algorithm 1; Radford et al. 2019 (GPT-2), section 2.2: on bytes, within the pieces that a regular
+expression cuts.
 Notebook: 01_bpe_tokenizer.
 
 Data in: any str without lone surrogates. Data out: ids below vocab_size, and back, without loss.
 
-The ids are those of the `tokenizers` library, whose two rules are kept: training takes the most frequent pair
-and, among equals, the smaller (left id, right id); encoding merges the pair that comes first in the merge
-list, leftmost first. tiktoken has another rule: it joins neighbours whose joined bytes are in the vocabulary.
-`to_tiktoken` proves that both rules agree, or refuses.
+The ids are those of the `tokenizers` library, whose two rules are kept: training takes the most
+frequent pair and, among equals, the smaller (left id, right id); encoding merges the pair that
+comes first in the merge list, leftmost first. tiktoken has another rule: it joins neighbours whose
+joined bytes are in the vocabulary. `to_tiktoken` proves that both rules agree, or refuses.
 """
 
 import operator
@@ -24,19 +25,83 @@ from pathlib import Path
 import regex
 import tiktoken
 
-from minivlm import bpe_files
-from minivlm.byte_level import BYTE_TO_ID, ID_TO_BYTE, check_text, compile_split, pretokenize, to_visible
-from minivlm.byte_level import CL100K_SPLIT as CL100K_SPLIT
-from minivlm.byte_level import GPT2_SPLIT as GPT2_SPLIT
-from minivlm.byte_level import QWEN2_SPLIT as QWEN2_SPLIT
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+CL100K_SPLIT = (  # GPT-4: at most three digits in a piece
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+QWEN2_SPLIT = (  # one digit in a piece
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+NO_SPLIT = r"[\s\S]+"
+
+# GPT-2 writes a byte as one visible character: 188 bytes as themselves, the other 68 as U+0100,
+# U+0101, ... The ids 0-255 follow that order, so '!' is 0 and the space, written U+0120, is 220.
+_VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+ID_TO_BYTE = bytes(_VISIBLE + [b for b in range(256) if b not in _VISIBLE])
+BYTE_TO_ID = bytes(ID_TO_BYTE.index(b) for b in range(256))  # a table for bytes.translate
+BYTE_TO_CHAR = {b: chr(b if i < 188 else 256 + i - 188) for i, b in enumerate(ID_TO_BYTE)}
+CHAR_TO_BYTE = {char: b for b, char in BYTE_TO_CHAR.items()}
 
 CACHED_WORDS = 1 << 17  # a tokenizer remembers the ids of so many words ...
 CACHED_LENGTH = 100  # ... of at most so many characters
 Counts, Index = dict[str, int], dict[str, list[int]]  # of pairs: how often; in which words
 
 
+def to_visible(token: bytes) -> str:
+    """Bytes as vocab.json and merges.txt write them: b' a' -> 'Ġa'."""
+    return token.decode("latin-1").translate(BYTE_TO_CHAR)
+
+
+def from_visible(text: str) -> bytes:
+    """The inverse of `to_visible`; ValueError for a character that stands for no byte."""
+    try:
+        return bytes(map(CHAR_TO_BYTE.__getitem__, text))
+    except KeyError as error:
+        raise ValueError(f"not byte-level: {error} in token {text!r} stands for no byte") from None
+
+
+def check_text(text: str) -> None:
+    """TypeError if `text` is no str, ValueError if it holds half of a surrogate pair, which has no
+    bytes.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a str, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        at = error.start
+        raise ValueError(f"lone surrogate {text[at]!r} at position {at} of the text") from None
+
+
+def compile_split(pattern: str) -> regex.Pattern:
+    """The pattern, compiled; ValueError if it is no regular expression."""
+    try:
+        return regex.compile(pattern)
+    except (regex.error, TypeError) as error:
+        raise ValueError(f"split pattern {pattern!r} is no regular expression: {error}") from None
+
+
+def pretokenize(split: regex.Pattern, text: str) -> list[str]:
+    """Cut text into the pieces that no merge may cross; what the pattern leaves out is a piece too."""
+    words = split.findall(text) if not split.groups else []
+    if sum(map(len, words)) == len(text):
+        return words
+    words, end = [], 0
+    for match in split.finditer(text):
+        words += [text[end : match.start()], match.group()]
+        end = match.end()
+    return [word for word in (*words, text[end:]) if word]
+
+
+from minivlm.parts import tokenizer_files  # noqa: E402
+
+
 def count_words(texts: str | Iterable[str], split: regex.Pattern) -> Counter[str]:
-    """How often each piece occurs: {word: count}. Training needs to see each distinct one only once."""
+    """How often each piece occurs: {word: count}. Training needs to see each distinct one only
+    once.
+    """
     counts = Counter()
     for text in [texts] if isinstance(texts, str) else texts:
         check_text(text)
@@ -84,7 +149,9 @@ def count_pairs(words: list[str], counts: list[int]) -> tuple[Counts, Index]:
 def merge_pair(
     pair: str, new: str, words: list[str], counts: list[int], pair_counts: Counts, words_with: Index
 ) -> set[str]:
-    """Write `new` for `pair` in every word, keep counts and index right; return the pairs that arose."""
+    """Write `new` for `pair` in every word, keep counts and index right; return the pairs that
+    arose.
+    """
     left, right = pair
     fresh = set()
     for i in words_with.pop(pair):
@@ -111,10 +178,10 @@ def merge_pair(
 class BPETokenizer:
     """A vocabulary, an ordered merge list, a split pattern, and special tokens.
 
-    ranks: {bytes: id} of the ordinary tokens. merges: pairs of tokens, the first has priority. Several pairs
-    may spell one token and then share its id. Only files hold that; training cannot produce it, because at
-    each step a string has one state, wherever it stands. late_tokens: the special tokens that are looked for
-    after normalization ("normalized" in tokenizer.json).
+    ranks: {bytes: id} of the ordinary tokens. merges: pairs of tokens, the first has priority.
+    Several pairs may spell one token and then share its id. Only files hold that; training cannot
+    produce it, because at each step a string has one state, wherever it stands. late_tokens: the
+    special tokens that are looked for after normalization ("normalized" in tokenizer.json).
     """
 
     def __init__(
@@ -144,9 +211,14 @@ class BPETokenizer:
 
     @classmethod
     def train(
-        cls, texts: str | Iterable[str], vocab_size: int, pattern: str = GPT2_SPLIT, special_tokens: Iterable[str] = ()
+        cls,
+        texts: str | Iterable[str],
+        vocab_size: int,
+        pattern: str = GPT2_SPLIT,
+        special_tokens: Iterable[str] = (),
     ) -> "BPETokenizer":
-        """Learn merges until there are `vocab_size` ids: 256 bytes, merges, then the special tokens.
+        """Learn merges until there are `vocab_size` ids: 256 bytes, merges, then the special
+        tokens.
 
         Fewer when no pair is left. Special tokens are not looked for in `texts`.
         """
@@ -160,7 +232,9 @@ class BPETokenizer:
             merges.append((tokens[left], tokens[right]))
             tokens.append(tokens[left] + tokens[right])
         ranks = {token: i for i, token in enumerate(tokens)}
-        return cls(ranks, merges, pattern, {token: len(tokens) + i for i, token in enumerate(special)})
+        return cls(
+            ranks, merges, pattern, {token: len(tokens) + i for i, token in enumerate(special)}
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -168,15 +242,23 @@ class BPETokenizer:
         return max(self._tokens) + 1
 
     def encode(self, text: str, allowed_special: Iterable[str] | str = ()) -> list[int]:
-        """Ids of text. A special token gives its id if it is allowed ("all": each is), else ValueError."""
+        """Ids of text. A special token gives its id if it is allowed ("all": each is), else
+        ValueError.
+        """
         check_text(text)
         allowed = self._allowed(allowed_special)
         refused = _any_of(frozenset(self.special_tokens) - allowed).search(text)
         if refused:
-            raise ValueError(f"text contains the special token {refused.group()!r}, which is not allowed")
+            raise ValueError(
+                f"text contains the special token {refused.group()!r}, which is not allowed"
+            )
         ids = []
         for i, part in enumerate(_any_of(allowed - self.late_tokens).split(text)):
-            pieces = [part] if i % 2 else _any_of(allowed & self.late_tokens).split(self._normalize(part))
+            pieces = (
+                [part]
+                if i % 2
+                else _any_of(allowed & self.late_tokens).split(self._normalize(part))
+            )
             for j, piece in enumerate(pieces):
                 ids += [self.special_tokens[piece]] if i % 2 or j % 2 else self._encode_words(piece)
         return ids
@@ -192,33 +274,41 @@ class BPETokenizer:
         try:
             return b"".join(map(self._tokens.__getitem__, ids))
         except KeyError as error:
-            raise ValueError(f"unknown token id {error}, the largest is {self.vocab_size - 1}") from None
+            raise ValueError(
+                f"unknown token id {error}, the largest is {self.vocab_size - 1}"
+            ) from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; bytes that are not valid UTF-8 (half a character) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def save(self, path: str | Path) -> None:
-        """Write one JSON file in the form of Hugging Face's tokenizer.json; `tokenizers` reads it too."""
-        bpe_files.write_json(self, Path(path))
+        """Write one JSON file in the form of Hugging Face's tokenizer.json; `tokenizers` reads it
+        too.
+        """
+        tokenizer_files.write_json(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> "BPETokenizer":
         """Read what `save` wrote, or another tokenizer.json of a byte-level BPE; else ValueError."""
-        return cls(**bpe_files.read_json(Path(path)))
+        return cls(**tokenizer_files.read_json(Path(path)))
 
     @classmethod
     def from_hf(cls, folder: str | Path) -> "BPETokenizer":
-        """Read a folder with tokenizer.json, or vocab.json and merges.txt: GPT-2, Qwen, Llama 3 and so on."""
-        return cls(**bpe_files.read_folder(Path(folder)))
+        """Read a folder with tokenizer.json, or vocab.json and merges.txt: GPT-2, Qwen, Llama 3 and
+        so on.
+        """
+        return cls(**tokenizer_files.read_folder(Path(folder)))
 
     def to_tiktoken(self) -> tiktoken.Encoding:
         """The same ids at Rust's speed; ValueError where tiktoken's rule would give others."""
-        return bpe_files.to_tiktoken(self)
+        return tokenizer_files.to_tiktoken(self)
 
     def _allowed(self, allowed_special: Iterable[str] | str) -> frozenset[str]:
         if isinstance(allowed_special, str) and allowed_special != "all":
-            raise ValueError(f'allowed_special is "all" or a collection of tokens, not {allowed_special!r}')
+            raise ValueError(
+                f'allowed_special is "all" or a collection of tokens, not {allowed_special!r}'
+            )
         allowed = frozenset(self.special_tokens if allowed_special == "all" else allowed_special)
         for token in allowed - set(self.special_tokens):
             raise ValueError(f"allowed_special names {token!r}, which is no special token here")
@@ -245,11 +335,14 @@ class BPETokenizer:
     def merge(self, word: bytes) -> list[int]:
         """Merge the pair of lowest rank, leftmost first, until no neighbours are in the merge list.
 
-        The tokens are a linked list, the candidates a heap of (rank, position): O(n log n) for n bytes.
+        The tokens are a linked list, the candidates a heap of (rank, position): O(n log n) for n
+        bytes.
         """
         ids = [self._byte_ids[b] for b in word]
         if None in ids:
-            raise ValueError(f"the vocabulary has no token for the byte 0x{word[ids.index(None)]:02x}")
+            raise ValueError(
+                f"the vocabulary has no token for the byte 0x{word[ids.index(None)]:02x}"
+            )
         pairs, end = self._pairs, len(ids)
         following, previous = list(range(1, end + 1)), list(range(-1, end))
         ids.append(-1)  # the end, and what a merge has swallowed: in no pair
@@ -273,7 +366,9 @@ class BPETokenizer:
 
 @lru_cache(64)
 def _any_of(tokens: frozenset[str]) -> regex.Pattern:
-    """Finds each of the tokens, the longest of those that begin at one place; nothing if there are none."""
+    """Finds each of the tokens, the longest of those that begin at one place; nothing if there are
+    none.
+    """
     longest_first = sorted(tokens, key=len, reverse=True)
     return regex.compile(f"({'|'.join(map(regex.escape, longest_first))})" if tokens else "((?!))")
 
@@ -294,6 +389,8 @@ def _invert(ranks: dict[bytes, int], special_tokens: dict[str, int]) -> dict[int
     tokens = {}
     for token, i in [*ranks.items(), *((text.encode(), i) for text, i in special_tokens.items())]:
         if not token or not isinstance(i, int) or i < 0 or tokens.get(i, token) != token:
-            raise ValueError(f"token {token!r} with id {i!r}: empty, no id, or the id of {tokens.get(i)!r}")
+            raise ValueError(
+                f"token {token!r} with id {i!r}: empty, no id, or the id of {tokens.get(i)!r}"
+            )
         tokens[i] = token
     return tokens

@@ -1,10 +1,12 @@
 """CLIP and SigLIP: two towers that put pictures and sentences into one space.
 
-Papers: Radford et al. 2021 (CLIP), section 2 and figure 3; Zhai et al. 2023 (SigLIP), section 3 and algorithm 1.
+Papers: Radford et al. 2021 (CLIP), section 2 and figure 3; Zhai et al. 2023 (SigLIP), section 3 and
+algorithm 1.
 Notebook: 05_clip_siglip.
 
-Data: pixel_values (B, C, H, W) and input_ids (B, T) -> unit vectors (B, D), and the logits of all pairs (B, B).
-CLIP's image tower is a ViT with a norm before the blocks, no bias on the patch projection, and QuickGELU.
+Data: pixel_values (B, C, H, W) and input_ids (B, T) -> unit vectors (B, D), and the logits of all
+pairs (B, B). CLIP's image tower is a ViT with a norm before the blocks, no bias on the patch
+projection, and QuickGELU.
 """
 
 from dataclasses import dataclass
@@ -14,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlm.checkpoints import Names, require
-from minivlm.layers import MLP, attend, check_ids, init_weights, merge_heads, split_heads
-from minivlm.masks import causal, padding
+from minivlm.parts.layers import MLP, attend, check_ids, init_weights, merge_heads, split_heads
+from minivlm.parts.masks import causal, padding
 from minivlm.vit import EncoderBlock
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of its pixels
+CLIP_MEAN, CLIP_STD = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)  # of its pixels
 
 
 @dataclass(frozen=True)
@@ -33,21 +37,6 @@ class VisionConfig:
     channels: int = 3
     eps: float = 1e-5
     act: str = "quick_gelu"
-
-    @classmethod
-    def from_hf(cls, config: dict) -> "VisionConfig":
-        """Read a published vision_config; absent keys have the defaults of transformers' CLIPVisionConfig."""
-        return cls(
-            image_size=config.get("image_size", 224),
-            patch=config.get("patch_size", 32),
-            width=config.get("hidden_size", 768),
-            layers=config.get("num_hidden_layers", 12),
-            heads=config.get("num_attention_heads", 12),
-            hidden=config.get("intermediate_size", 3072),
-            channels=config.get("num_channels", 3),
-            eps=config.get("layer_norm_eps", 1e-5),
-            act=config.get("hidden_act", "quick_gelu"),
-        )
 
 
 class ClipVision(nn.Module):
@@ -75,7 +64,9 @@ class ClipVision(nn.Module):
         return self.pre_norm(torch.cat([token, patches], dim=1) + self.positions)
 
     def hidden_states(self, pixel_values: Tensor) -> list[Tensor]:
-        """The L + 1 states (B, 1 + N, D): what enters the first block, then what leaves each block; no final norm."""
+        """The L + 1 states (B, 1 + N, D): what enters the first block, then what leaves each block;
+        no final norm.
+        """
         states = [self.embed(pixel_values)]
         for block in self.blocks:
             states.append(block(states[-1]))
@@ -94,24 +85,11 @@ class TextConfig:
     act: str = "quick_gelu"
     eos_id: int = 49407
 
-    @classmethod
-    def from_hf(cls, config: dict, **defaults) -> "TextConfig":
-        """Read a published text_config; absent keys have transformers' defaults, here CLIP's unless given."""
-        return cls(
-            vocab_size=config.get("vocab_size", defaults.get("vocab_size", 49408)),
-            length=config.get("max_position_embeddings", defaults.get("length", 77)),
-            width=config.get("hidden_size", defaults.get("width", 512)),
-            layers=config.get("num_hidden_layers", 12),
-            heads=config.get("num_attention_heads", defaults.get("heads", 8)),
-            hidden=config.get("intermediate_size", defaults.get("hidden", 2048)),
-            eps=config.get("layer_norm_eps", defaults.get("eps", 1e-5)),
-            act=config.get("hidden_act", defaults.get("act", "quick_gelu")),
-            eos_id=config.get("eos_token_id", 49407),
-        )
-
 
 class TextTower(nn.Module):
-    """Token and position embeddings, pre-norm blocks, a final norm; which mask, and what is read, is the model's."""
+    """Token and position embeddings, pre-norm blocks, a final norm; which mask, and what is read,
+    is the model's.
+    """
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -125,7 +103,9 @@ class TextTower(nn.Module):
         self.apply(init_weights)
         nn.init.normal_(self.positions, std=0.01)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """(B, T) ids, (B, T) of 1 and 0, mask (T, T) -> (B, T, D)."""
         check_ids(input_ids, self.config.vocab_size, self.config.length)
         if attention_mask is not None:
@@ -140,19 +120,24 @@ class TextTower(nn.Module):
 def end_of_text(input_ids: Tensor, eos_id: int) -> Tensor:
     """The position that CLIP reads in each row: (B, T) -> (B,).
 
-    The first eos_id, since padding may repeat it; where there is none, position 0, as in transformers. Checkpoints
-    whose config says 2 are older than that field: OpenAI's rule, the largest id, which is the end in their vocabulary.
+    The first eos_id, since padding may repeat it; where there is none, position 0, as in
+    transformers. Checkpoints whose config says 2 are older than that field: OpenAI's rule, the
+    largest id, which is the end in their vocabulary.
     """
     return input_ids.argmax(dim=1) if eos_id == 2 else (input_ids == eos_id).int().argmax(dim=1)
 
 
 class Clip(nn.Module):
-    def __init__(self, vision: VisionConfig, text: TextConfig, width: int, scale: float = log(1 / 0.07)):
+    def __init__(
+        self, vision: VisionConfig, text: TextConfig, width: int, scale: float = log(1 / 0.07)
+    ):
         super().__init__()
         self.vision, self.text = ClipVision(vision), TextTower(text)
         self.image_projection = nn.Linear(vision.width, width, bias=False)
         self.text_projection = nn.Linear(text.width, width, bias=False)
-        self.scale = nn.Parameter(torch.tensor(scale))  # the logarithm of what multiplies the cosine
+        self.scale = nn.Parameter(
+            torch.tensor(scale)
+        )  # the logarithm of what multiplies the cosine
         init_clip(self)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
@@ -161,29 +146,31 @@ class Clip(nn.Module):
         return F.normalize(self.image_projection(self.vision.post_norm(x)), dim=-1)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, T) -> unit vectors (B, D), read from the end-of-text token, which alone has seen all of the sentence."""
+        """(B, T) -> unit vectors (B, D), read from the end-of-text token, which alone has seen all
+        of the sentence.
+        """
         x = self.text(input_ids, attention_mask, causal(input_ids.shape[1]).to(input_ids.device))
         at = end_of_text(input_ids, self.text.config.eos_id)
-        return F.normalize(self.text_projection(x[torch.arange(len(x), device=x.device), at]), dim=-1)
+        return F.normalize(
+            self.text_projection(x[torch.arange(len(x), device=x.device), at]), dim=-1
+        )
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
         """-> logits_per_image (images, texts): exp(scale) * cosine."""
-        return self.scale.exp() * self.encode_image(pixel_values) @ self.encode_text(input_ids, attention_mask).T
-
-    @classmethod
-    def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Clip":
-        """The model of a published config.json."""
-        vision, text = (config.get(f"{part}_config", {}) | (config.get(f"{part}_config_dict") or {}) for part in TOWERS)
-        scale = config.get("logit_scale_init_value", 2.6592)
-        return cls(VisionConfig.from_hf(vision), TextConfig.from_hf(text), config.get("projection_dim", 512), scale)
-
-
-TOWERS = ("vision", "text")
+        return (
+            self.scale.exp()
+            * self.encode_image(pixel_values)
+            @ self.encode_text(input_ids, attention_mask).T
+        )
 
 
 @torch.no_grad()
 def init_clip(model: Clip) -> None:
-    """Standard deviations by width d and depth L, as in OpenAI's code (CLIP, section 2.4 gives no numbers)."""
+    """Standard deviations by width d and depth L, as in OpenAI's code (CLIP, section 2.4 gives no
+    numbers).
+    """
     nn.init.normal_(model.text.embedding.weight, std=0.02)
     for tower in (model.vision, model.text):
         d, layers = tower.config.width, tower.config.layers
@@ -200,13 +187,17 @@ def init_clip(model: Clip) -> None:
 
 
 class AttentionPool(nn.Module):
-    """SigLIP's head: a learned probe asks all patches, then x + mlp(norm(x)) (Zhai et al. 2022, section 3.3)."""
+    """SigLIP's head: a learned probe asks all patches, then x + mlp(norm(x)) (Zhai et al. 2022,
+    section 3.3).
+    """
 
     def __init__(self, config: VisionConfig):
         super().__init__()
         c, self.heads = config, config.heads
         self.probe = nn.Parameter(torch.empty(1, 1, c.width))
-        self.qkv = nn.Linear(c.width, 3 * c.width)  # as published: one matrix, of which the probe takes q
+        self.qkv = nn.Linear(
+            c.width, 3 * c.width
+        )  # as published: one matrix, of which the probe takes q
         self.out = nn.Linear(c.width, c.width)
         self.norm = nn.LayerNorm(c.width, c.eps)
         self.mlp = MLP(c.width, c.hidden, c.act)
@@ -253,30 +244,26 @@ class Siglip(nn.Module):
         self.text_head = nn.Linear(text.width, width or text.width)
         self.text_head.apply(init_weights)
         self.scale = nn.Parameter(torch.tensor([log(10.0)]))  # t' of algorithm 1
-        self.bias = nn.Parameter(torch.tensor([-10.0]))  # b: at the start nearly every pair is a negative
+        self.bias = nn.Parameter(
+            torch.tensor([-10.0])
+        )  # b: at the start nearly every pair is a negative
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) -> unit vectors (B, D)."""
         return F.normalize(self.vision.head(self.vision(pixel_values)), dim=-1)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, T) -> unit vectors (B, D), read from the last position, even if it is padding; no causal mask."""
+        """(B, T) -> unit vectors (B, D), read from the last position, even if it is padding; no
+        causal mask.
+        """
         return F.normalize(self.text_head(self.text(input_ids, attention_mask)[:, -1]), dim=-1)
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
         """-> logits_per_image (images, texts): exp(scale) * cosine + bias."""
         cosine = self.encode_image(pixel_values) @ self.encode_text(input_ids, attention_mask).T
         return self.scale.exp() * cosine + self.bias
-
-    @classmethod
-    def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Siglip":
-        """The model of a published config.json."""
-        vision, text = config.get("vision_config", {}), config.get("text_config", {})
-        require(vision, "vision_use_head", True)
-        shared = {"eps": 1e-6, "act": "gelu_pytorch_tanh"}
-        image = {"patch_size": 16, "layer_norm_eps": shared["eps"], "hidden_act": shared["act"]} | vision
-        words = TextConfig.from_hf(text, vocab_size=32000, length=64, width=768, heads=12, hidden=3072, **shared)
-        return cls(VisionConfig.from_hf(image), words, text.get("projection_size"))
 
 
 def check_pixels(pixel_values: Tensor, config: VisionConfig) -> None:
@@ -287,9 +274,11 @@ def check_pixels(pixel_values: Tensor, config: VisionConfig) -> None:
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's loss (figure 3): unit vectors (B, D) each, pair i belongs together -> cross-entropy, both ways.
+    """CLIP's loss (figure 3): unit vectors (B, D) each, pair i belongs together -> cross-entropy,
+    both ways.
 
-    The scale enters as its logarithm; clamp it to ln 100 after each step, as the paper does (section 2.5).
+    The scale enters as its logarithm; clamp it to ln 100 after each step, as the paper does
+    (section 2.5).
     """
     logits = scale.exp() * image @ text.T  # (B, B)
     target = torch.arange(len(image), device=image.device)
@@ -297,38 +286,9 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 
 def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """SigLIP's loss (algorithm 1): each pair alone is yes or no; summed over all pairs, divided by B, not by B * B."""
+    """SigLIP's loss (algorithm 1): each pair alone is yes or no; summed over all pairs, divided by
+    B, not by B * B.
+    """
     logits = scale.exp() * image @ text.T + bias
     sign = 2 * torch.eye(len(image), device=image.device) - 1
     return -F.logsigmoid(sign * logits).sum() / len(image)
-
-
-TOWER_NAMES = [
-    (r"^positions", "embeddings.position_embedding.weight"),
-    (r"^blocks\.", "encoder.layers."),
-    (r"\.norm(1|2)\.", r".layer_norm\1."),
-    (r"\.attention\.(q|k|v|out)\.", r".self_attn.\1_proj."),
-    (r"\.mlp\.up\.", ".mlp.fc1."),
-    (r"\.mlp\.down\.", ".mlp.fc2."),
-]
-VISION_NAMES = [  # our name -> the published one, within the image tower
-    (r"^class_token", "embeddings.class_embedding"),
-    (r"^patch\.", "embeddings.patch_embedding."),
-    (r"^pre_norm\.", "pre_layrnorm."),
-    (r"^post_norm\.", "post_layernorm."),
-    (r"^head\.norm\.", "head.layernorm."),
-    (r"^head\.qkv\.", "head.attention.in_proj_"),
-    (r"^head\.out\.", "head.attention.out_proj."),
-    *TOWER_NAMES,
-]
-TEXT_NAMES = [(r"^embedding\.", "embeddings.token_embedding."), (r"^norm\.", "final_layer_norm."), *TOWER_NAMES]
-CLIP_NAMES = Names(
-    published=[(r"^scale$", "logit_scale"), (r"^image_projection", "visual_projection")],
-    parts={"vision": ("vision_model.", VISION_NAMES), "text": ("text_model.", TEXT_NAMES)},
-    buffers=("embeddings.position_ids",),
-)
-SIGLIP_NAMES = Names(
-    published=[(r"^(scale|bias)$", r"logit_\1"), (r"^text_head\.", "text_model.head.")],
-    parts=CLIP_NAMES.parts,
-    buffers=CLIP_NAMES.buffers,
-)

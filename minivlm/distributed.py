@@ -1,9 +1,11 @@
-"""Contrastive losses over several processes: what each must know of the others, and what is sent for it.
+"""Contrastive losses over several processes: what each must know of the others, and what is sent
+for it.
 
-Every process embeds its own b pairs, but the losses want all B = W * b of them. CLIP gathers: each process receives
-all features. SigLIP (Zhai et al. 2023, section 3.3) rotates: texts go around the ring, one neighbour at a time, and
-no process ever holds more than b * b logits. Both give the loss and the gradients of one process with all pairs,
-when the gradients are averaged over processes, as DistributedDataParallel does.
+Every process embeds its own b pairs, but the losses want all B = W * b of them. CLIP gathers: each
+process receives all features. SigLIP (Zhai et al. 2023, section 3.3) rotates: texts go around the
+ring, one neighbour at a time, and no process ever holds more than b * b logits. Both give the loss
+and the gradients of one process with all pairs, when the gradients are averaged over processes, as
+DistributedDataParallel does.
 """
 
 import torch
@@ -15,7 +17,9 @@ sent = {"bytes": 0}  # by this process, forward and backward
 
 
 def shift(tensor: Tensor, by: int) -> Tensor:
-    """Send a tensor to the process ``by`` places on in the ring, and receive one from ``by`` places back."""
+    """Send a tensor to the process ``by`` places on in the ring, and receive one from ``by`` places
+    back.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     received = torch.empty_like(tensor)
     out = dist.P2POp(dist.isend, tensor.contiguous(), (rank + by) % world)
@@ -39,7 +43,9 @@ class Rotate(torch.autograd.Function):
 
 
 class Gather(torch.autograd.Function):
-    """The rows of all processes: (b, D) -> (W * b, D); each row's gradient is the sum of all processes' wishes."""
+    """The rows of all processes: (b, D) -> (W * b, D); each row's gradient is the sum of all
+    processes' wishes.
+    """
 
     @staticmethod
     def forward(ctx, tensor: Tensor) -> Tensor:
@@ -57,7 +63,8 @@ class Gather(torch.autograd.Function):
 
 
 def gathered_contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's loss on this process's b pairs against everybody's: unit vectors (b, D) each -> scalar.
+    """CLIP's loss on this process's b pairs against everybody's: unit vectors (b, D) each ->
+    scalar.
 
     The mean over processes is ``contrastive_loss`` of all pairs.
     """
@@ -68,7 +75,8 @@ def gathered_contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Ten
 
 
 def rotated_sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """SigLIP's loss: this process's b images against everybody's texts, one neighbour's b texts at a time.
+    """SigLIP's loss: this process's b images against everybody's texts, one neighbour's b texts at
+    a time.
 
     The mean over processes is ``sigmoid_loss`` of all pairs. Only the first block holds positives.
     """

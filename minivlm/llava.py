@@ -1,7 +1,9 @@
-"""LLaVA (Liu et al. 2023, "Visual Instruction Tuning"): a vision tower, a projector, a language model.
+"""LLaVA (Liu et al. 2023, "Visual Instruction Tuning"): a vision tower, a projector, a language
+model.
 
-Data: token ids (B, T) in which every image stands as a run of placeholder ids, and the images (M, C, H, W) in the
-order of the placeholders -> logits (B, T, V). The placeholders' embeddings are replaced by projected patch vectors.
+Data: token ids (B, T) in which every image stands as a run of placeholder ids, and the images (M,
+C, H, W) in the order of the placeholders -> logits (B, T, V). The placeholders' embeddings are
+replaced by projected patch vectors.
 """
 
 from dataclasses import dataclass
@@ -9,12 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minivlm.checkpoints import Names, require
-from minivlm.clip import VISION_NAMES, ClipVision, VisionConfig
-from minivlm.decoder import DECODER_NAMES, Decoder, DecoderConfig
-from minivlm.layers import MLP, Maybe, init_weights
-from minivlm.masks import causal, runs
+from minivlm.clip import ClipVision, VisionConfig
 from minivlm.multimodal import Prompted
+from minivlm.parts.decoder import Decoder, DecoderConfig
+from minivlm.parts.layers import MLP, Maybe, init_weights
+from minivlm.parts.masks import causal, runs
 
 
 @dataclass(frozen=True)
@@ -22,29 +23,17 @@ class LlavaConfig:
     vision: VisionConfig
     text: DecoderConfig
     image_token_id: int
-    feature_layers: tuple[int, ...] = (-2,)  # hidden states of the vision tower; several are concatenated
-    keep_class: bool = False  # keep the class vector among the image tokens ("full"), or drop it ("default")
+    feature_layers: tuple[int, ...] = (
+        -2,
+    )  # hidden states of the vision tower; several are concatenated
+    keep_class: bool = (
+        False  # keep the class vector among the image tokens ("full"), or drop it ("default")
+    )
     projector_act: str = "gelu"
     projector_bias: bool = True
-    two_way: bool = False  # let the tokens of an image see each other, later ones too; no published LLaVA does
-
-    @classmethod
-    def from_hf(cls, config: dict) -> "LlavaConfig":
-        vision, text = config.get("vision_config", {}), config.get("text_config", {})
-        require(vision, "model_type", "clip_vision_model")
-        require(config, "vision_feature_select_strategy", "default", "full")
-        layers = config.get("vision_feature_layer", -2)
-        token = config.get("image_token_index", config.get("image_token_id", 32000))
-        tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
-        return cls(
-            vision=VisionConfig.from_hf(vision),
-            text=DecoderConfig.from_hf(text | {"tie_word_embeddings": tied}),
-            image_token_id=token,
-            feature_layers=(layers,) if isinstance(layers, int) else tuple(layers),
-            keep_class=config.get("vision_feature_select_strategy") == "full",
-            projector_act=config.get("projector_hidden_act", "gelu"),
-            projector_bias=config.get("multimodal_projector_bias", True),
-        )
+    two_way: bool = (
+        False  # let the tokens of an image see each other, later ones too; no published LLaVA does
+    )
 
 
 class Llava(Prompted):
@@ -54,11 +43,15 @@ class Llava(Prompted):
         states = config.vision.layers + 1
         for layer in config.feature_layers:
             if not -states <= layer < states:
-                raise ValueError(f"feature layer {layer} is not among the {states} hidden states of the vision tower")
+                raise ValueError(
+                    f"feature layer {layer} is not among the {states} hidden states of the vision tower"
+                )
         self.vision = ClipVision(config.vision)
         features = config.vision.width * len(config.feature_layers)
         width = config.text.width
-        self.projector = MLP(features, width, config.projector_act, out=width, bias=config.projector_bias)
+        self.projector = MLP(
+            features, width, config.projector_act, out=width, bias=config.projector_bias
+        )
         self.projector.apply(init_weights)
         self.decoder = Decoder(config.text)
 
@@ -66,7 +59,9 @@ class Llava(Prompted):
         """Ids (B, T) -> who sees whom (B, 1, T, T), or None for causal."""
         if not self.config.two_way:
             return None
-        return causal(input_ids.shape[1]).to(input_ids.device) | runs(input_ids == self.image_token_id)
+        return causal(input_ids.shape[1]).to(input_ids.device) | runs(
+            input_ids == self.image_token_id
+        )
 
     @property
     def image_tokens(self) -> int:
@@ -79,32 +74,13 @@ class Llava(Prompted):
         features = torch.cat([states[layer] for layer in self.config.feature_layers], dim=-1)
         return self.projector(features if self.config.keep_class else features[:, 1:])
 
-    @classmethod
-    def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Llava":
-        """The model of a published config.json (a CLIP image tower and a Llama)."""
-        return cls(LlavaConfig.from_hf(config))
-
 
 def train_stage(model: Llava, stage: int) -> None:
-    """Of the two stages (section 4.2): 1 trains the projector, 2 the language model too; never the tower."""
+    """Of the two stages (section 4.2): 1 trains the projector, 2 the language model too; never the
+    tower.
+    """
     if stage not in (1, 2):
         raise ValueError(f"LLaVA has stages 1 and 2, not {stage!r}")
     model.requires_grad_(False)
     model.projector.requires_grad_(True)
     model.decoder.requires_grad_(stage == 2)
-
-
-HF_NAMES = Names(
-    parts={
-        "vision": ("vision_tower.vision_model.", VISION_NAMES),
-        "projector": ("multi_modal_projector.", [(r"^up\.", "linear_1."), (r"^down\.", "linear_2.")]),
-        "decoder": ("language_model.", DECODER_NAMES),
-    },
-    spellings=[  # transformers 4.52 and later drop or move some prefixes
-        (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
-        (r"^model\.language_model\.", "language_model.model."),
-        (r"^lm_head\.", "language_model.lm_head."),
-        (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
-    ],
-    buffers=("embeddings.position_ids", "rotary_emb.inv_freq"),
-)

@@ -1,11 +1,13 @@
-"""Text and images in one sequence of tokens, as discrete codes or as continuous vectors, and three ways to fuse them.
+"""Text and images in one sequence of tokens, as discrete codes or as continuous vectors, and three
+ways to fuse them.
 
-Papers: Ramesh et al. 2021 (DALL-E) and Chameleon Team 2024, discrete codes behind the text's ids; Liu et al. 2023
-(LLaVA), section 4.1, vectors at placeholders; Alayrac et al. 2022 (Flamingo), section 2.2, gated cross-attention.
+Papers: Ramesh et al. 2021 (DALL-E) and Chameleon Team 2024, discrete codes behind the text's ids;
+Liu et al. 2023 (LLaVA), section 4.1, vectors at placeholders; Alayrac et al. 2022 (Flamingo),
+section 2.2, gated cross-attention.
 Notebook: 04_multimodal_tokens.
 
-Data: messages (dicts of role and content, in ChatML) and PIL images -> input_ids, labels and attention_mask (B, T),
-pixel_values (M, C, H, W), M images in the order of their placeholders.
+Data: messages (dicts of role and content, in ChatML) and PIL images -> input_ids, labels and
+attention_mask (B, T), pixel_values (M, C, H, W), M images in the order of their placeholders.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +19,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minivlm.bpe import BPETokenizer
-from minivlm.decoder import Cache, Decoder, DecoderConfig
-from minivlm.layers import MLP, Attention, Maybe, init_weights
+from minivlm.parts.decoder import Cache, Decoder, DecoderConfig
+from minivlm.parts.layers import MLP, Attention, Maybe, init_weights
 from minivlm.vit import ViT, ViTConfig
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|image_start|>", "<|image|>", "<|image_end|>", "<|pad|>")
 ROLES = ("system", "user", "assistant")
+IMAGE = {"type": "image"}  # as a part of a message
 IGNORE = -100  # the label of a token that is not learned: what F.cross_entropy leaves out
 Piece = tuple[int, bool]  # an id, and whether it is learned
 
@@ -31,8 +34,9 @@ Piece = tuple[int, bool]  # an id, and whether it is learned
 class Processor:
     """Messages and images <-> what a model takes.
 
-    A turn is <|im_start|>role, newline, content, <|im_end|>, newline (ChatML). Learned is what the assistant says and
-    the <|im_end|> behind it. A control token in a text is a ValueError or, with ``refuse=False``, text like any other.
+    A turn is <|im_start|>role, newline, content, <|im_end|>, newline (ChatML). Learned is what the
+    assistant says and the <|im_end|> behind it. A control token in a text is a ValueError or, with
+    ``refuse=False``, text like any other.
     """
 
     tokenizer: BPETokenizer  # with CONTROL among its special tokens
@@ -40,12 +44,16 @@ class Processor:
     to_pixels: Callable[[Sequence[Image.Image]], Tensor]
     refuse: bool = True
 
-    def prepare(self, messages: Sequence[dict], images: Sequence[Image.Image] = (), *, reply: bool = False) -> dict:
-        """One conversation -> input_ids, labels, attention_mask (1, T) and, with images, pixel_values (M, C, H, W).
+    def prepare(
+        self, messages: Sequence[dict], images: Sequence[Image.Image] = (), *, reply: bool = False
+    ) -> dict:
+        """One conversation -> input_ids, labels, attention_mask (1, T) and, with images,
+        pixel_values (M, C, H, W).
 
-        A content is a text or a list of parts, {"type": "text", "text": ...} or {"type": "image"}, which may have a
-        "text" too: words in the place of the image. ``reply`` opens the assistant's turn for generation. ValueError
-        for an unknown role or part, or another number of images.
+        A content is a text or a list of parts, {"type": "text", "text": ...} or {"type": "image"},
+        which may have a "text" too: words in the place of the image. ``reply`` opens the
+        assistant's turn for generation. ValueError for an unknown role or part, or another number
+        of images.
         """
         pieces = [piece for message in messages for piece in self._turn(message)]
         if reply:
@@ -54,7 +62,9 @@ class Processor:
         parts = [part for content in contents if not isinstance(content, str) for part in content]
         places = sum(part["type"] == "image" and "text" not in part for part in parts)
         if places != len(images):
-            raise ValueError(f"the messages have places for {places} images, but {len(images)} images are given")
+            raise ValueError(
+                f"the messages have places for {places} images, but {len(images)} images are given"
+            )
         if not pieces:
             raise ValueError("no message, no reply: nothing to prepare")
         ids = torch.tensor([[i for i, _ in pieces]])
@@ -67,7 +77,9 @@ class Processor:
         return row | {"pixel_values": self.to_pixels(images)} if images else row
 
     def collate(self, rows: Sequence[dict], side: str = "right") -> dict:
-        """Rows of ``prepare`` -> one batch, padded on the right (training) or the left (generation)."""
+        """Rows of ``prepare`` -> one batch, padded on the right (training) or the left
+        (generation).
+        """
         if side not in ("left", "right"):
             raise ValueError(f"padding goes to the left or the right, not {side!r}")
         fills = {"input_ids": self._id("<|pad|>"), "labels": IGNORE, "attention_mask": 0}
@@ -76,15 +88,19 @@ class Processor:
         for name, fill in fills.items():
             gaps = [longest - row[name].shape[1] for row in rows]
             ends = [(gap, 0) if side == "left" else (0, gap) for gap in gaps]
-            batch[name] = torch.cat([F.pad(row[name], end, value=fill) for row, end in zip(rows, ends, strict=True)])
+            batch[name] = torch.cat(
+                [F.pad(row[name], end, value=fill) for row, end in zip(rows, ends, strict=True)]
+            )
         pixels = [row["pixel_values"] for row in rows if "pixel_values" in row]
         return batch | {"pixel_values": torch.cat(pixels)} if pixels else batch
 
     def pack(self, rows: Sequence[dict], length: int) -> dict:
-        """Rows of ``prepare``, several behind each other, -> input_ids, labels, segment_ids, position_ids (R, length).
+        """Rows of ``prepare``, several behind each other, -> input_ids, labels, segment_ids,
+        position_ids (R, length).
 
-        In their order: one that no longer fits begins the next row. Positions count anew in each; ``segments`` (with
-        ``causal``) keeps them apart; the padding is a segment of its own. ValueError for a row longer than ``length``.
+        In their order: one that no longer fits begins the next row. Positions count anew in each;
+        ``segments`` (with ``causal``) keeps them apart; the padding is a segment of its own.
+        ValueError for a row longer than ``length``.
         """
         packed, used = [], length
         for number, row in enumerate(rows):
@@ -99,7 +115,12 @@ class Processor:
             place = torch.arange(len(ids))
             packed[-1].append(torch.stack([ids, label, torch.full_like(ids, number), place]))
             used += len(ids)
-        fills = {"input_ids": self._id("<|pad|>"), "labels": IGNORE, "segment_ids": -1, "position_ids": 0}
+        fills = {
+            "input_ids": self._id("<|pad|>"),
+            "labels": IGNORE,
+            "segment_ids": -1,
+            "position_ids": 0,
+        }
         whole = [torch.cat(parts, dim=1) for parts in packed]  # (4, up to length) each
         columns = zip(*whole, strict=True)
         batch = {
@@ -116,32 +137,44 @@ class Processor:
         return [names.get(int(i), "special" if int(i) in special else "text") for i in input_ids]
 
     def messages(self, input_ids: Sequence[int]) -> list[dict]:
-        """Undo ``prepare``: ids (T,), padded or not, -> the messages. ValueError where they are no whole turns."""
+        """Undo ``prepare``: ids (T,), padded or not, -> the messages. ValueError where they are no
+        whole turns.
+        """
         rest = [int(i) for i in input_ids if int(i) != self._id("<|pad|>")]
         end, newline, found = self._id("<|im_end|>"), self._text("\n"), []
         while rest:
             stop = rest.index(end) if end in rest else len(rest)
             after = stop + 1 + len(newline)
             if rest[0] != self._id("<|im_start|>") or rest[stop:after] != [end, *newline]:
-                raise ValueError(f"turn {len(found)} is not between <|im_start|> and <|im_end|> with a newline")
+                raise ValueError(
+                    f"turn {len(found)} is not between <|im_start|> and <|im_end|> with a newline"
+                )
             parts = self._parts(rest[1:stop]) or [{}]
             role, _, text = parts[0].get("text", "").partition("\n")
             if role not in ROLES:
                 raise ValueError(f"unknown role {role!r}; known: {list(ROLES)}")
-            parts = [{"type": "text", "text": text}, *parts[1:]] if text or len(parts) == 1 else parts[1:]
+            parts = (
+                [{"type": "text", "text": text}, *parts[1:]]
+                if text or len(parts) == 1
+                else parts[1:]
+            )
             plain = len(parts) == 1 and parts[0]["type"] == "text"
             found.append({"role": role, "content": parts[0]["text"] if plain else parts})
             rest = rest[after:]
         return found
 
     def _parts(self, ids: list[int]) -> list[dict]:
-        """The ids of a turn -> parts; a run of text ids is one part, an image with its marks is one."""
+        """The ids of a turn -> parts; a run of text ids is one part, an image with its marks is
+        one.
+        """
         first, last = self._id("<|image_start|>"), self._id("<|image_end|>")
         if first not in ids:
             return [{"type": "text", "text": self.tokenizer.decode(ids)}] if ids else []
         at = ids.index(first)
         if last not in ids[at:]:
-            raise ValueError("an image begins with <|image_start|> and never ends with <|image_end|>")
+            raise ValueError(
+                "an image begins with <|image_start|> and never ends with <|image_end|>"
+            )
         end = ids.index(last, at)
         words = [i for i in ids[at + 1 : end] if i != self._id("<|image|>")]
         image = {"type": "image"} | ({"text": self.tokenizer.decode(words)} if words else {})
@@ -153,7 +186,10 @@ class Processor:
         if not isinstance(parts, list | tuple):
             raise ValueError(f"a content is a text or a list of parts, not {content!r}")
         body = [i for part in parts for i in self._part(part)]
-        said = [(i, role == "assistant" and i != self._id("<|image|>")) for i in [*body, self._id("<|im_end|>")]]
+        said = [
+            (i, role == "assistant" and i != self._id("<|image|>"))
+            for i in [*body, self._id("<|im_end|>")]
+        ]
         return self._open(role) + said + [(i, False) for i in self._text("\n")]
 
     def _open(self, role: str) -> list[Piece]:
@@ -162,10 +198,22 @@ class Processor:
         return [(i, False) for i in [self._id("<|im_start|>"), *self._text(f"{role}\n")]]
 
     def _part(self, part: dict) -> list[int]:
-        if isinstance(part, dict) and part.get("type") == "image" and isinstance(part.get("text", ""), str):
-            run = self._text(part["text"]) if "text" in part else [self._id("<|image|>")] * self.image_tokens
+        if (
+            isinstance(part, dict)
+            and part.get("type") == "image"
+            and isinstance(part.get("text", ""), str)
+        ):
+            run = (
+                self._text(part["text"])
+                if "text" in part
+                else [self._id("<|image|>")] * self.image_tokens
+            )
             return [self._id("<|image_start|>"), *run, self._id("<|image_end|>")]
-        if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        if (
+            isinstance(part, dict)
+            and part.get("type") == "text"
+            and isinstance(part.get("text"), str)
+        ):
             return self._text(part["text"])
         raise ValueError(f"unknown part of a content: {part!r}")
 
@@ -177,7 +225,8 @@ class Processor:
 
 
 def splice(embeds: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
-    """Continuous route: embeds (B, T, D) with image vectors (M, N, D) put, in order, where places (B, T) is True.
+    """Continuous route: embeds (B, T, D) with image vectors (M, N, D) put, in order, where places
+    (B, T) is True.
 
     ValueError unless there is exactly one place a vector, and every row holds whole images.
     """
@@ -193,23 +242,37 @@ def splice(embeds: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
 class Prompted(nn.Module):
     """A language model in whose prompts every image stands as a run of placeholder ids.
 
-    A subclass has the ``decoder``, the ``image_token_id``, in its table or not, and ``encode_images``.
+    A subclass has the ``decoder``, the ``image_token_id``, in its table or not, and
+    ``encode_images``.
     """
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor, **inputs: Tensor) -> Tensor:
-        """(B, T) and (M, C, H, W) -> (B, T, D): text embeddings, with the image vectors at the placeholders."""
+        """(B, T) and (M, C, H, W) -> (B, T, D): text embeddings, with the image vectors at the
+        placeholders.
+        """
         places = input_ids == self.image_token_id  # (B, T)
-        embeds = self.decoder.embed(input_ids.masked_fill(places, 0))  # the id may lie outside the table
+        embeds = self.decoder.embed(
+            input_ids.masked_fill(places, 0)
+        )  # the id may lie outside the table
         return splice(embeds, places, self.encode_images(pixel_values, **inputs))
 
     def forward(
-        self, input_ids: Tensor, pixel_values: Maybe = None, attention_mask: Maybe = None, cache: Cache = None, **inputs
+        self,
+        input_ids: Tensor,
+        pixel_values: Maybe = None,
+        attention_mask: Maybe = None,
+        cache: Cache = None,
+        **inputs,
     ) -> Tensor:
         """Ids (B, T), images (M, C, H, W) or None, attention_mask (B, S) -> logits (B, T, V)."""
         if pixel_values is None:
-            fresh = cache is None or cache.length == 0  # later, a placeholder can only be a token that was generated
+            fresh = (
+                cache is None or cache.length == 0
+            )  # later, a placeholder can only be a token that was generated
             if fresh and (input_ids == self.image_token_id).any():
-                raise ValueError(f"input_ids hold placeholders (id {self.image_token_id}), but no image is given")
+                raise ValueError(
+                    f"input_ids hold placeholders (id {self.image_token_id}), but no image is given"
+                )
             return self.decoder(input_ids, attention_mask, cache)
         embeds, mask = self.embed(input_ids, pixel_values, **inputs), self.mask(input_ids)
         options = {} if mask is None else {"mask": mask}
@@ -220,14 +283,18 @@ class Prompted(nn.Module):
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each learned token given all before it: logits (B, T, V), labels (B, T) with IGNORE."""
+    """Cross-entropy of each learned token given all before it: logits (B, T, V), labels (B, T) with
+    IGNORE.
+    """
     logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     return F.cross_entropy(logits, labels, ignore_index=IGNORE)
 
 
 @dataclass(frozen=True)
 class ImageVocabulary:
-    """Discrete route: code c of the codebook is token ``text_size + c``, so text and image share one table."""
+    """Discrete route: code c of the codebook is token ``text_size + c``, so text and image share
+    one table.
+    """
 
     text_size: int  # ids of the text vocabulary
     codes: int  # entries of the codebook
@@ -243,14 +310,26 @@ class ImageVocabulary:
     def to_ids(self, codes: Tensor) -> Tensor:
         """Codes (B, rows, columns) -> (B, 1 + N + 1) ids, row by row, between the marks."""
         if tuple(codes.shape[1:]) != self.grid or codes.min() < 0 or codes.max() >= self.codes:
-            raise ValueError(f"need codes (B, *{self.grid}) in 0..{self.codes - 1}, got shape {tuple(codes.shape)}")
-        return F.pad(F.pad(codes.flatten(1) + self.text_size, (1, 0), value=self.start), (0, 1), value=self.end)
+            raise ValueError(
+                f"need codes (B, *{self.grid}) in 0..{self.codes - 1}, got shape {tuple(codes.shape)}"
+            )
+        return F.pad(
+            F.pad(codes.flatten(1) + self.text_size, (1, 0), value=self.start),
+            (0, 1),
+            value=self.end,
+        )
 
     def to_codes(self, ids: Tensor) -> Tensor:
-        """Ids (B, N) between the marks -> codes (B, rows, columns); ValueError names an id that is no code."""
+        """Ids (B, N) between the marks -> codes (B, rows, columns); ValueError names an id that is
+        no code.
+        """
         wrong = ids[(ids < self.text_size) | (ids >= self.size)]
         if len(wrong) or ids.shape[1] != self.grid[0] * self.grid[1]:
-            named = f"token {wrong[0].item()} is no image code" if len(wrong) else f"{ids.shape[1]} tokens"
+            named = (
+                f"token {wrong[0].item()} is no image code"
+                if len(wrong)
+                else f"{ids.shape[1]} tokens"
+            )
             raise ValueError(
                 f"{named}: an image is {self.grid[0]} x {self.grid[1]} of {self.text_size}..{self.size - 1}"
             )
@@ -258,7 +337,9 @@ class ImageVocabulary:
 
 
 class EarlyFusion(nn.Module):
-    """One sequence: patch vectors before the question in one causal transformer (Chameleon, Fuyu, LLaVA)."""
+    """One sequence: patch vectors before the question in one causal transformer (Chameleon, Fuyu,
+    LLaVA).
+    """
 
     def __init__(self, vision: ViTConfig, text: DecoderConfig):
         super().__init__()
@@ -269,7 +350,9 @@ class EarlyFusion(nn.Module):
         image = self.vision(pixel_values)  # (B, 1 + N, D)
         embeds = torch.cat([image, self.decoder.embed(input_ids)], dim=1)
         mask = torch.cat([attention_mask.new_ones(image.shape[:2]), attention_mask], dim=1)
-        positions = mask.cumsum(dim=1) - 1  # the padding between image and question takes no position
+        positions = (
+            mask.cumsum(dim=1) - 1
+        )  # the padding between image and question takes no position
         return self.decoder(embeds=embeds, attention_mask=mask, positions=positions)[:, -1]
 
 
@@ -291,7 +374,8 @@ class LateFusion(nn.Module):
 class GatedCrossAttention(nn.Module):
     """x + tanh(a) attention(norm(x), memory), then x + tanh(b) mlp(norm(x)): Flamingo, figure 4.
 
-    The gates a and b start at zero: a block put into a trained language model changes nothing at first.
+    The gates a and b start at zero: a block put into a trained language model changes nothing at
+    first.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, memory_width: int):
@@ -309,17 +393,22 @@ class GatedCrossAttention(nn.Module):
 
 
 class CrossFusion(nn.Module):
-    """The text asks, the image answers: before each block of the decoder, gated cross-attention to the patches."""
+    """The text asks, the image answers: before each block of the decoder, gated cross-attention to
+    the patches.
+    """
 
     def __init__(self, vision: ViTConfig, text: DecoderConfig, hidden: int):
         super().__init__()
         self.vision, self.decoder = ViT(vision), Decoder(text)
         self.cross = nn.ModuleList(
-            GatedCrossAttention(text.width, text.heads, hidden, vision.width) for _ in range(text.layers)
+            GatedCrossAttention(text.width, text.heads, hidden, vision.width)
+            for _ in range(text.layers)
         )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Tensor:
         """As ``EarlyFusion``."""
         image = self.vision(pixel_values)
-        x = self.decoder.states(input_ids, attention_mask, before_block=lambda i, x: self.cross[i](x, image))
+        x = self.decoder.states(
+            input_ids, attention_mask, before_block=lambda i, x: self.cross[i](x, image)
+        )
         return self.decoder.head(x[:, -1])

@@ -1,7 +1,8 @@
 """OPT (Zhang et al. 2022): the language model that BLIP-2 was published with.
 
-Data: token ids (B, T) or their embeddings (B, T, D) -> logits (B, T, V), called as ``decoder.Decoder`` is.
-Older than Llama's recipe: learned positions, LayerNorm before ReLU MLPs, biases, the output layer tied.
+Data: token ids (B, T) or their embeddings (B, T, D) -> logits (B, T, V), called as
+``decoder.Decoder`` is. Older than Llama's recipe: learned positions, LayerNorm before ReLU MLPs,
+biases, the output layer tied.
 """
 
 from dataclasses import replace
@@ -10,11 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from minivlm.checkpoints import require
-from minivlm.clip import TOWER_NAMES, TextConfig, TextTower
-from minivlm.decoder import Cache
-from minivlm.layers import Extend, Maybe, check_ids, init_weights
-from minivlm.masks import causal, padding
+from minivlm.clip import TextConfig, TextTower
+from minivlm.parts.decoder import Cache
+from minivlm.parts.layers import Extend, Maybe, check_ids, init_weights
+from minivlm.parts.masks import causal, padding
 from minivlm.vit import EncoderBlock
 
 OFFSET = 2  # the first rows of the position table are no positions; padding takes row 1
@@ -29,12 +29,16 @@ class OptBlock(EncoderBlock):
 
 
 class Opt(TextTower):
-    """CLIP's kind of text tower with a causal mask, a cache, and its embeddings as the output layer."""
+    """CLIP's kind of text tower with a causal mask, a cache, and its embeddings as the output
+    layer.
+    """
 
     def __init__(self, config: TextConfig):
         super().__init__(replace(config, layers=0, length=config.length + OFFSET))
         c = self.config = config
-        blocks = (OptBlock(c.width, c.heads, c.hidden, eps=c.eps, act=c.act) for _ in range(c.layers))
+        blocks = (
+            OptBlock(c.width, c.heads, c.hidden, eps=c.eps, act=c.act) for _ in range(c.layers)
+        )
         self.blocks = nn.ModuleList(blocks).apply(init_weights)
         self.head = nn.Linear(c.width, c.vocab_size, bias=False)
         self.head.weight = self.embedding.weight
@@ -45,16 +49,26 @@ class Opt(TextTower):
         return self.embedding(input_ids)
 
     def forward(
-        self, input_ids: Maybe = None, attention_mask: Maybe = None, cache: Cache = None, *, embeds: Maybe = None
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        cache: Cache = None,
+        *,
+        embeds: Maybe = None,
     ) -> Tensor:
         """Ids (B, T), or embeddings (B, T, D) in their stead, -> logits (B, T, V).
 
-        attention_mask: (B, S) of 1 (token) and 0 (padding), S = cached + T; positions count its ones.
+        attention_mask: (B, S) of 1 (token) and 0 (padding), S = cached + T; positions count its
+        ones.
         """
         x = self.embed(input_ids) if embeds is None else embeds
         past = cache.length if cache else 0
         expected = (len(x), past + x.shape[1])
-        seen = x.new_ones(expected, dtype=torch.long) if attention_mask is None else attention_mask.long()
+        seen = (
+            x.new_ones(expected, dtype=torch.long)
+            if attention_mask is None
+            else attention_mask.long()
+        )
         mask = causal(x.shape[1], past).to(x.device) & padding(seen, expected)  # (B, 1, T, S)
         if (tokens := seen.sum(dim=1).max()) > self.config.length:
             raise ValueError(f"{tokens.item()} tokens, but {self.config.length} positions")
@@ -62,28 +76,3 @@ class Opt(TextTower):
         for i, block in enumerate(self.blocks):
             x = block(x, mask, partial(cache.extend, i) if cache else None)
         return self.head(self.norm(x))
-
-    @classmethod
-    def from_hf(cls, config: dict) -> "Opt":
-        """The model of a published OPT config.json; absent keys have the defaults of transformers' OPTConfig."""
-        width = config.get("hidden_size", 768)
-        require(config, "model_type", "opt")
-        require(config, "word_embed_proj_dim", width, None)  # OPT-350m alone embeds in another width,
-        require(config, "_remove_final_layer_norm", False)  # and alone is post-norm
-        for key in ("do_layer_norm_before", "enable_bias", "layer_norm_elementwise_affine", "tie_word_embeddings"):
-            require(config, key, True)
-        shape = {"hidden": config.get("ffn_dim", 3072), "act": config.get("activation_function", "relu")}
-        return cls(TextConfig.from_hf(config, vocab_size=50272, length=2048, width=768, heads=12, **shape))
-
-
-OPT_NAMES = [  # our name -> the published one, within the language model
-    (r"^head\.", "lm_head."),
-    (r"^positions", "model.decoder.embed_positions.weight"),
-    (r"^embedding\.", "model.decoder.embed_tokens."),
-    (r"^norm\.|norm2\.", "final_layer_norm."),
-    (r"^final", "model.decoder.final"),
-    (r"^blocks\.", "model.decoder.layers."),
-    (r"\.norm1\.", ".self_attn_layer_norm."),
-    *TOWER_NAMES,
-    (r"\.mlp\.", "."),
-]

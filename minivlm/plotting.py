@@ -45,9 +45,11 @@ def show_mask(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw an attention mask (T, S): a filled square where the query (row) may attend to the key (column).
+    """Draw an attention mask (T, S): a filled square where the query (row) may attend to the key
+    (column).
 
-    labels and kinds (of KINDS) name the S keys; the queries carry the same ones unless they have their own.
+    labels and kinds (of KINDS) name the S keys; the queries carry the same ones unless they have
+    their own.
     """
     mask = torch.as_tensor(mask).bool().cpu()
     if mask.ndim != 2:
@@ -56,7 +58,9 @@ def show_mask(
     query_labels = labels if query_labels is None and rows == columns else query_labels
     query_kinds = kinds if query_kinds is None and rows == columns else query_kinds
     ax = ax or plt.subplots(figsize=(1.6 + 0.3 * columns, 1.2 + 0.3 * rows))[1]
-    ax.imshow(mask.numpy(), cmap=ListedColormap(["#F4F4F4", "#44546A"]), vmin=0, vmax=1, aspect="equal")
+    ax.imshow(
+        mask.numpy(), cmap=ListedColormap(["#F4F4F4", "#44546A"]), vmin=0, vmax=1, aspect="equal"
+    )
     ax.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=1)
@@ -66,16 +70,24 @@ def show_mask(
     ax.set(xlabel="key: attended to", ylabel="query: attends", title=title or "")
     patches = _patches({*(kinds or ()), *(query_kinds or ())})
     if len(patches) > 1:
-        ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
+        ax.legend(
+            handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8
+        )
     return ax
 
 
 def _patches(kinds) -> list[Patch]:
     """The entries of a legend for the kinds that occur."""
-    return [Patch(color=color, label=mark + kind) for kind, (color, mark) in KINDS.items() if kind in kinds]
+    return [
+        Patch(color=color, label=mark + kind)
+        for kind, (color, mark) in KINDS.items()
+        if kind in kinds
+    ]
 
 
-def _label(axis, labels: Sequence[str] | None, kinds: Sequence[str] | None, count: int, rotation: int) -> None:
+def _label(
+    axis, labels: Sequence[str] | None, kinds: Sequence[str] | None, count: int, rotation: int
+) -> None:
     """Name the positions of one side, coloured and marked by kind."""
     labels = [str(i) for i in range(count)] if labels is None else labels
     kinds = [None] * count if kinds is None else kinds
@@ -85,13 +97,17 @@ def _label(axis, labels: Sequence[str] | None, kinds: Sequence[str] | None, coun
             f"{count} positions, but {len(labels)} labels and {len(kinds)} kinds; unknown kinds: {sorted(unknown)}"
         )
     marks = [KINDS[kind][1] if kind else "" for kind in kinds]
-    axis.set_ticks(range(count), [mark + label for mark, label in zip(marks, labels, strict=True)], fontsize=8)
+    axis.set_ticks(
+        range(count), [mark + label for mark, label in zip(marks, labels, strict=True)], fontsize=8
+    )
     for tick, kind in zip(axis.get_ticklabels(), kinds, strict=True):
         tick.set(rotation=rotation, color=KINDS[kind][0] if kind else "black")
 
 
 def show_masks(masks: dict[str, Tensor], labels=None, kinds=None, **options) -> Figure:
-    """Several masks side by side under their titles: the declared one beside the one that a model obeys."""
+    """Several masks side by side under their titles: the declared one beside the one that a model
+    obeys.
+    """
     rows, columns = next(iter(masks.values())).shape
     size = (len(masks) * (1.3 + 0.27 * columns) + 1, 1.4 + 0.27 * rows)
     figure, axes = plt.subplots(1, len(masks), figsize=size, squeeze=False, layout="constrained")
@@ -103,15 +119,24 @@ def show_masks(masks: dict[str, Tensor], labels=None, kinds=None, **options) -> 
 
 
 def show_tokens(
-    tokens: Sequence[str], kinds: Sequence[str], learned: Sequence[bool] = (), *, width: int = 100, title: str = ""
+    tokens: Sequence[str],
+    kinds: Sequence[str],
+    learned: Sequence[bool] = (),
+    *,
+    width: int = 100,
+    title: str = "",
 ) -> Axes:
-    """Every token as a box, in reading order, lines of ``width`` characters, coloured and marked by kind (of KINDS).
+    """Every token as a box, in reading order, lines of ``width`` characters, coloured and marked by
+    kind (of KINDS).
 
-    A token that is ``learned`` (its label is not ignored) has a filled box, every other one an outlined box.
+    A token that is ``learned`` (its label is not ignored) has a filled box, every other one an
+    outlined box.
     """
     learned = [bool(flag) for flag in learned] or [False] * len(tokens)
     if not len(tokens) == len(kinds) == len(learned) or not {*kinds} <= {*KINDS}:
-        raise ValueError(f"{len(tokens)} tokens, {len(kinds)} kinds, {len(learned)} flags; known kinds: {list(KINDS)}")
+        raise ValueError(
+            f"{len(tokens)} tokens, {len(kinds)} kinds, {len(learned)} flags; known kinds: {list(KINDS)}"
+        )
     ax = plt.subplots(layout="constrained")[1]
     x, line = 0.0, 0
     for token, kind, flag in zip(tokens, kinds, learned, strict=True):
@@ -120,7 +145,9 @@ def show_tokens(
         side = len(text) + 1
         if x and x + side > width:
             x, line = 0.0, line + 1
-        ax.add_patch(Rectangle((x, line), side, 0.8, facecolor=color if flag else "white", edgecolor=color))
+        ax.add_patch(
+            Rectangle((x, line), side, 0.8, facecolor=color if flag else "white", edgecolor=color)
+        )
         style = {"ha": "center", "va": "center_baseline", "fontsize": 8, "family": "monospace"}
         ax.text(x + side / 2, line + 0.4, text, color="white" if flag else color, **style)
         x += side + 0.4
@@ -128,22 +155,34 @@ def show_tokens(
     ax.set(xlim=(-0.5, width + 0.5), ylim=(line + 1, -0.3), title=title)
     ax.axis("off")
     states = {"learned": "#444444", "not learned": "white"} if any(learned) else {}
-    legend = _patches(kinds) + [Patch(facecolor=c, edgecolor="#444444", label=name) for name, c in states.items()]
-    ax.legend(handles=legend, loc="upper left", bbox_to_anchor=(0, 0), ncols=7, frameon=False, fontsize=8)
+    legend = _patches(kinds) + [
+        Patch(facecolor=c, edgecolor="#444444", label=name) for name, c in states.items()
+    ]
+    ax.legend(
+        handles=legend, loc="upper left", bbox_to_anchor=(0, 0), ncols=7, frameon=False, fontsize=8
+    )
     return ax
 
 
 def effective_mask(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The mask that a function really obeys, from its gradients: (T, S) bool.
 
-    fn maps x (S, D) or (1, S, D) to (T, E) or (1, T, E). Entry (t, s) is True when some feature of output t has a
-    non-zero derivative with respect to some feature of input s. A masked softmax gives exactly zero there.
-    A random projection of every output stands for its features, so that they cannot cancel each other.
+    fn maps x (S, D) or (1, S, D) to (T, E) or (1, T, E). Entry (t, s) is True when some feature of
+    output t has a non-zero derivative with respect to some feature of input s. A masked softmax
+    gives exactly zero there. A random projection of every output stands for its features, so that
+    they cannot cancel each other.
     """
     x = x.detach().clone().requires_grad_()
     y = fn(x)
-    if x.ndim not in (2, 3) or y.ndim not in (2, 3) or (x.ndim == 3 and len(x) != 1) or (y.ndim == 3 and len(y) != 1):
-        raise ValueError(f"x and fn(x) must be (T, D) or (1, T, D), got {tuple(x.shape)} and {tuple(y.shape)}")
+    if (
+        x.ndim not in (2, 3)
+        or y.ndim not in (2, 3)
+        or (x.ndim == 3 and len(x) != 1)
+        or (y.ndim == 3 and len(y) != 1)
+    ):
+        raise ValueError(
+            f"x and fn(x) must be (T, D) or (1, T, D), got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     y = y.reshape(y.shape[-2:])  # (T, E)
     directions = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
     rows = []
@@ -156,31 +195,50 @@ def effective_mask(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def show_images(
     images: Sequence, titles: Sequence[str] | None = None, *, columns: int = 6, size: float = 1.6
 ) -> Figure:
-    """A grid of pictures (PIL, numpy (H, W, 3) or tensor (3, H, W) in 0..1), pixels kept sharp, titles above."""
+    """A grid of pictures (PIL, numpy (H, W, 3) or tensor (3, H, W) in 0..1), pixels kept sharp,
+    titles above.
+    """
     if not len(images) or (titles is not None and len(titles) != len(images)):
         raise ValueError(f"{len(images)} images, but {0 if titles is None else len(titles)} titles")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     lines = max((title.count("\n") + 1 for title in titles), default=0) if titles else 0
     figure, axes = plt.subplots(
-        rows, columns, figsize=(size * columns, (size + 0.19 * lines) * rows + 0.1), squeeze=False, layout="constrained"
+        rows,
+        columns,
+        figsize=(size * columns, (size + 0.19 * lines) * rows + 0.1),
+        squeeze=False,
+        layout="constrained",
     )
     for ax in axes.flat:
         ax.axis("off")
     for i, image in enumerate(images):
         ax = axes.flat[i]
-        ax.imshow(image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else image, interpolation="nearest")
+        ax.imshow(
+            image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else image,
+            interpolation="nearest",
+        )
         if titles:
             ax.set_title(titles[i], fontsize=8)
     return figure
 
 
-def show_boxes(image, boxes: dict[str, Sequence[Sequence[float]]], *, title: str = "", ax: Axes | None = None) -> Axes:
-    """A PIL image with boxes (x1, y1, x2, y2) in pixels, x2 and y2 just outside: one colour and one dash a name."""
+def show_boxes(
+    image, boxes: dict[str, Sequence[Sequence[float]]], *, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """A PIL image with boxes (x1, y1, x2, y2) in pixels, x2 and y2 just outside: one colour and one
+    dash a name.
+    """
     ax = ax or plt.subplots(figsize=(2.6, 3), layout="constrained")[1]
-    ax.imshow(image, extent=(0, image.width, image.height, 0), interpolation="nearest")  # pixel edges at integers
+    ax.imshow(
+        image, extent=(0, image.width, image.height, 0), interpolation="nearest"
+    )  # pixel edges at integers
     for i, (name, found) in enumerate(boxes.items()):
-        style = {"edgecolor": CYCLE[i % len(CYCLE)], "linestyle": DASHES[i % len(DASHES)], "fill": False}
+        style = {
+            "edgecolor": CYCLE[i % len(CYCLE)],
+            "linestyle": DASHES[i % len(DASHES)],
+            "fill": False,
+        }
         for j, (x1, y1, x2, y2) in enumerate(found):
             label = name if j == 0 else None
             ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, linewidth=2, label=label, **style))
@@ -199,7 +257,9 @@ def show_curves(
     smooth: int = 1,
     ax: Axes | None = None,
 ) -> Axes:
-    """One line a name, each with its own colour and dashes; ``smooth`` is the window of a running mean."""
+    """One line a name, each with its own colour and dashes; ``smooth`` is the window of a running
+    mean.
+    """
     ax = ax or plt.subplots(figsize=(5, 3), layout="constrained")[1]
     for i, (name, values) in enumerate(curves.items()):
         window = min(smooth, len(values))

@@ -1,46 +1,48 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures and videos at their own resolution, and positions with three axes.
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures and videos at their own resolution, and positions
+with three axes.
 
-Papers: Wang et al. 2024 (Qwen2-VL), section 2.1; Bai et al. 2025 (Qwen2.5-VL), section 2.1; Qwen Team 2025 (Qwen3-VL),
-section 2. Notebook: 10_qwen_mrope.
+Papers: Wang et al. 2024 (Qwen2-VL), section 2.1; Bai et al. 2025 (Qwen2.5-VL), section 2.1; Qwen
+Team 2025 (Qwen3-VL), section 2. Notebook: 10_qwen_mrope.
 
-Data: token ids (B, T) in which every picture stands as a run of placeholder ids, one for each 2 x 2 patches, and what
-``qwen_vision.preprocess`` makes of the pictures of all rows, in their order -> logits (B, T, V).
+Data: token ids (B, T) in which every picture stands as a run of placeholder ids, one for each 2 x 2
+patches, and what ``qwen_vision.preprocess`` makes of the pictures of all rows, in their order ->
+logits (B, T, V).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
-from minivlm.checkpoints import Names, require
-from minivlm.decoder import DECODER_NAMES, Cache, Decoder, DecoderConfig
-from minivlm.layers import Maybe
-from minivlm.masks import padding
 from minivlm.multimodal import splice
-from minivlm.qwen_vision import (
-    QWEN2_NAMES,
-    QWEN3_NAMES,
-    QWEN25_NAMES,
+from minivlm.parts.decoder import Cache, Decoder, DecoderConfig
+from minivlm.parts.layers import Maybe
+from minivlm.parts.masks import padding
+from minivlm.parts.rope import mrope_axes, mrope_tables
+from minivlm.qwen2_vision import (
     Qwen2Vision,
     Qwen3Vision,
     Qwen25Vision,
     TowerConfig,
 )
-from minivlm.rope import mrope_axes, mrope_tables
 
 
 def image_text(grid_thw: Sequence[int], pad: str = "<|image_pad|>", merge: int = 2) -> str:
-    """How a picture of t, h, w patches stands in a text: a placeholder for each token, between its marks."""
+    """How a picture of t, h, w patches stands in a text: a placeholder for each token, between its
+    marks.
+    """
     t, h, w = (int(n) for n in grid_thw)
     return f"<|vision_start|>{pad * (t * h * w // merge**2)}<|vision_end|>"
 
 
 def video_text(grid_thw: Sequence[int], times: Sequence[float], merge: int = 2) -> str:
-    """Qwen3-VL's video: before every pair of frames its mean time, then the pair as an image of video placeholders.
+    """Qwen3-VL's video: before every pair of frames its mean time, then the pair as an image of
+    video placeholders.
 
-    grid_thw: the video's t, h, w patches. times: of its frames, in seconds; ValueError unless they make t pairs.
+    grid_thw: the video's t, h, w patches. times: of its frames, in seconds; ValueError unless they
+    make t pairs.
     """
     t, h, w = (int(n) for n in grid_thw)
     times = [*times, *times[-1:]][: 2 * t]
@@ -52,7 +54,8 @@ def video_text(grid_thw: Sequence[int], times: Sequence[float], merge: int = 2) 
 
 
 def grid_positions(grid: Sequence[int], interval: float = 1) -> Tensor:
-    """Time, row and column of every token of a grid (t, h, w) of tokens: (3, t * h * w), from 0, columns fastest.
+    """Time, row and column of every token of a grid (t, h, w) of tokens: (3, t * h * w), from 0,
+    columns fastest.
 
     interval: positions from one step in time to the next, rounded down (Qwen2.5-VL counts seconds).
     """
@@ -63,16 +66,23 @@ def grid_positions(grid: Sequence[int], interval: float = 1) -> Tensor:
 def sequence_positions(ids: Iterable[int], pictures: dict[int, Iterator[Tensor]]) -> Tensor:
     """M-RoPE positions of one row: T ids -> (3, T) (Qwen2-VL, figure 3).
 
-    pictures: placeholder id -> the ``grid_positions`` of the pictures in their order. What follows anything starts at
-    the largest position so far, of all three axes, plus 1. ValueError where placeholders and pictures do not agree.
+    pictures: placeholder id -> the ``grid_positions`` of the pictures in their order. What follows
+    anything starts at the largest position so far, of all three axes, plus 1. ValueError where
+    placeholders and pictures do not agree.
     """
     found, start = [torch.zeros(3, 0, dtype=torch.long)], 0
     for kind, run in groupby(ids, lambda i: i if i in pictures else None):
         length = len(list(run))
         while length:
-            part = torch.arange(length).expand(3, -1) if kind is None else next(pictures[kind], None)
+            part = (
+                torch.arange(length).expand(3, -1) if kind is None else next(pictures[kind], None)
+            )
             if part is None or part.shape[1] > length:
-                have = "no picture is left" if part is None else f"the next picture takes {part.shape[1]}"
+                have = (
+                    "no picture is left"
+                    if part is None
+                    else f"the next picture takes {part.shape[1]}"
+                )
                 raise ValueError(f"{length} placeholders (id {kind}) in a row, but {have}")
             found.append(part + start)
             start = found[-1].max().item() + 1
@@ -91,18 +101,14 @@ class QwenVLConfig:
 
 class Qwen2VL(nn.Module):
     kind, tower, interleaved = "qwen2_vl", Qwen2Vision, False
-    defaults = {  # of transformers' text config, for keys that a published one leaves out
-        **{"vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80},
-        **{"num_attention_heads": 64, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
-        "mrope_section": (16, 24, 24),
-    }
-    language = {"attention_bias": True, "out_bias": False}  # what sets the language model apart from Llama
 
     def __init__(self, config: QwenVLConfig):
         super().__init__()
         c = self.config = config
         if c.vision.out != c.text.width:
-            raise ValueError(f"the tower's tokens are {c.vision.out} wide, the language model's {c.text.width}")
+            raise ValueError(
+                f"the tower's tokens are {c.vision.out} wide, the language model's {c.text.width}"
+            )
         self.vision, self.decoder = self.tower(c.vision), Decoder(c.text)
         d = c.text.head_dim or c.text.width // c.text.heads
         self.axes = mrope_axes(c.sections, d // 2, self.interleaved)
@@ -110,7 +116,9 @@ class Qwen2VL(nn.Module):
     def video_positions(self, grids: list[list[int]], seconds: Maybe) -> list[Tensor]:
         """Grids [t, h, w] of tokens -> the positions of every run of video placeholders."""
         if seconds is not None:
-            raise ValueError(f"{self.kind} counts frames, not seconds: second_per_grid_ts is not for it")
+            raise ValueError(
+                f"{self.kind} counts frames, not seconds: second_per_grid_ts is not for it"
+            )
         return [grid_positions(grid) for grid in grids]
 
     def position_ids(
@@ -148,14 +156,18 @@ class Qwen2VL(nn.Module):
         return [] if grid_thw is None else [[t, h // m, w // m] for t, h, w in grid_thw.tolist()]
 
     def embed(self, input_ids: Tensor, pictures: dict[int, tuple[Maybe, Maybe]]) -> list[Tensor]:
-        """Ids (B, T), and placeholder id -> (pixel_values, grid_thw) -> [(B, T, D), what DeepStack adds, ...]."""
+        """Ids (B, T), and placeholder id -> (pixel_values, grid_thw) -> [(B, T, D), what DeepStack
+        adds, ...].
+        """
         levels = [self.decoder.embed(input_ids)]
         for token, (pixel_values, grid_thw) in pictures.items():
             if pixel_values is not None:
                 seen = self.vision(pixel_values, grid_thw)
                 levels += [torch.zeros_like(levels[0]) for _ in seen[len(levels) :]]
                 places = input_ids == token
-                levels = [splice(x, places, new[:, None]) for x, new in zip(levels, seen, strict=True)]
+                levels = [
+                    splice(x, places, new[:, None]) for x, new in zip(levels, seen, strict=True)
+                ]
         return levels
 
     def forward(
@@ -170,9 +182,11 @@ class Qwen2VL(nn.Module):
         video_grid_thw: Maybe = None,
         second_per_grid_ts: Maybe = None,
     ) -> Tensor:
-        """Ids (B, T), patches (N, C * T * P * P), grids (n, 3), attention_mask (B, S) -> logits (B, T, V).
+        """Ids (B, T), patches (N, C * T * P * P), grids (n, 3), attention_mask (B, S) -> logits (B,
+        T, V).
 
-        The pictures are those of all rows, in their order. ValueError where they and the placeholders do not agree.
+        The pictures are those of all rows, in their order. ValueError where they and the
+        placeholders do not agree.
         """
         c, past = self.config, cache.length if cache else 0
         pictures = {
@@ -180,9 +194,13 @@ class Qwen2VL(nn.Module):
             c.video_token_id: (pixel_values_videos, video_grid_thw),
         }
         if any((pixels is None) != (grid is None) for pixels, grid in pictures.values()):
-            raise ValueError("pictures come as pixel_values and image_grid_thw, videos as *_videos and video_grid_thw")
+            raise ValueError(
+                "pictures come as pixel_values and image_grid_thw, videos as *_videos and video_grid_thw"
+            )
         seen = None if attention_mask is None else attention_mask[:, past:]
-        spoken = past and pixel_values is None and pixel_values_videos is None  # a placeholder in it was generated
+        spoken = (
+            past and pixel_values is None and pixel_values_videos is None
+        )  # a placeholder in it was generated
         ids = torch.full_like(input_ids, -1) if spoken else input_ids
         video = {"video_grid_thw": video_grid_thw, "second_per_grid_ts": second_per_grid_ts}
         positions = self.position_ids(ids, image_grid_thw, seen, **video)
@@ -191,31 +209,8 @@ class Qwen2VL(nn.Module):
             cache.next_position = positions.amax(dim=(0, 2))[:, None] + 1
         rotary = mrope_tables(positions, self.axes, c.text.theta)
         x, *deep = self.embed(input_ids, pictures)
-        return self.decoder(embeds=x, attention_mask=attention_mask, cache=cache, rotary=rotary, add=deep)
-
-    @classmethod
-    def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Qwen2VL":
-        """The model of a published config.json, flat or with a text_config."""
-        text = cls.defaults | (config.get("text_config") or config)
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        for key in ("rope_type", "type"):
-            require(rope, key, "default", "mrope")
-        require(rope, "mrope_interleaved", cls.interleaved)
-        require(text, "model_type", cls.kind, f"{cls.kind}_text")
-        require(text, "use_sliding_window", False, None)
-        for layer in text.get("layer_types") or ():
-            require({"layer_types": layer}, "layer_types", "full_attention")
-        theta = {"rope_theta": rope.get("rope_theta", text["rope_theta"])}
-        tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
-        llama = {"model_type": "llama", "rope_parameters": theta, "tie_word_embeddings": tied}
-        return cls(
-            QwenVLConfig(
-                TowerConfig.from_hf(config.get("vision_config", {}), cls.kind),
-                replace(DecoderConfig.from_hf(text | llama), **cls.language),
-                tuple(rope.get("mrope_section", text["mrope_section"])),
-                image_token_id=config.get("image_token_id", 151655),
-                video_token_id=config.get("video_token_id", 151656),
-            )
+        return self.decoder(
+            embeds=x, attention_mask=attention_mask, cache=cache, rotary=rotary, add=deep
         )
 
 
@@ -229,32 +224,22 @@ class Qwen25VL(Qwen2VL):
         seconds = [1.0] * len(grids) if seconds is None else seconds
         seconds = seconds.tolist() if isinstance(seconds, Tensor) else seconds
         if len(seconds) != len(grids):
-            raise ValueError(f"{len(grids)} videos, but second_per_grid_ts has {len(seconds)} numbers")
+            raise ValueError(
+                f"{len(grids)} videos, but second_per_grid_ts has {len(seconds)} numbers"
+            )
         speed = self.config.vision.tokens_per_second
-        return [grid_positions(grid, speed * step) for grid, step in zip(grids, seconds, strict=True)]
+        return [
+            grid_positions(grid, speed * step) for grid, step in zip(grids, seconds, strict=True)
+        ]
 
 
 class Qwen3VL(Qwen2VL):
-    """Qwen3-VL: another tower, DeepStack, interleaved M-RoPE, q and k norms; a video is images with times as text."""
+    """Qwen3-VL: another tower, DeepStack, interleaved M-RoPE, q and k norms; a video is images with
+    times as text.
+    """
 
     kind, tower, interleaved = "qwen3_vl", Qwen3Vision, True
-    defaults = {
-        **{"vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32},
-        **{"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128, "rope_theta": 5e5},
-        "mrope_section": (24, 20, 20),
-    }
-    language = {"qk_norm": True}
 
     def video_positions(self, grids: list[list[int]], seconds: Maybe) -> list[Tensor]:
         """As Qwen2-VL's, but each pair of frames is a run of its own."""
         return super().video_positions([[1, h, w] for t, h, w in grids for _ in range(t)], seconds)
-
-
-OLDER = {  # how Qwen2-VL and Qwen2.5-VL spell their names
-    "spellings": [(r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")],  # of some versions
-    "buffers": ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq"),
-}
-QWEN2_VL_NAMES = Names(parts={"vision": ("visual.", QWEN2_NAMES), "decoder": ("", DECODER_NAMES)}, **OLDER)
-QWEN25_VL_NAMES = Names(parts={"vision": ("visual.", QWEN25_NAMES), "decoder": ("", DECODER_NAMES)}, **OLDER)
-LANGUAGE_NAMES = [*DECODER_NAMES, (r"^model\.", "model.language_model.")]
-QWEN3_VL_NAMES = Names(parts={"vision": ("model.visual.", QWEN3_NAMES), "decoder": ("", LANGUAGE_NAMES)})

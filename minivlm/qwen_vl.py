@@ -1,15 +1,18 @@
-"""Qwen-VL: a resampler that knows places makes few tokens of many patches; three stages; answers that point.
+"""Qwen-VL: a resampler that knows places makes few tokens of many patches; three stages; answers
+that point.
 
-Paper: Bai et al. 2023 (Qwen-VL), section 2.1 (the model), 2.2 (inputs and outputs), 3 (the stages), appendix B (data).
+Paper: Bai et al. 2023 (Qwen-VL), section 2.1 (the model), 2.2 (inputs and outputs), 3 (the stages),
+appendix B (data).
 Notebook: 09_qwen_vl. Boxes as text and the tasks are in grounding.py.
 
-Data: pixel_values (M, C, H, W) -> patch states (M, N, memory) -> resampled (M, Q, D), whatever N is; with the ids
-(B, T), in which every image holds Q places, logits (B, T, V).
+Data: pixel_values (M, C, H, W) -> patch states (M, N, memory) -> resampled (M, Q, D), whatever N
+is; with the ids (B, T), in which every image holds Q places, logits (B, T, V).
 
-What is verified: resampler and image tower against computations made of torch's own layers, after the released
-visual.py; their parameter counts; the labels against the rule of the released finetune.py. What is not: a released
-checkpoint (transformers has no port of Qwen-VL, so ``from_pretrained`` reads none) and the language model Qwen-7B, for
-which decoder.py stands; that one has biases on q, k and v alone, and scales attention beyond its training length.
+What is verified: resampler and image tower against computations made of torch's own layers, after
+the released visual.py; their parameter counts; the labels against the rule of the released
+finetune.py. What is not: a released checkpoint (transformers has no port of Qwen-VL, so
+``from_pretrained`` reads none) and the language model Qwen-7B, for which decoder.py stands; that
+one has biases on q, k and v alone, and scales attention beyond its training length.
 """
 
 from collections.abc import Sequence
@@ -20,22 +23,32 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from minivlm.boxes import TAGS
 from minivlm.clip import ClipVision, VisionConfig
-from minivlm.decoder import Decoder
-from minivlm.grounding import TAGS
-from minivlm.instructions import IMAGE
-from minivlm.layers import Attention, attend, attention_weights, init_weights, merge_heads, split_heads
-from minivlm.masks import causal, segments
-from minivlm.multimodal import IGNORE, Piece, Processor, Prompted
-from minivlm.questions import Question
+from minivlm.multimodal import IGNORE, IMAGE, Piece, Processor, Prompted
+from minivlm.parts.decoder import Decoder
+from minivlm.parts.layers import (
+    Attention,
+    attend,
+    attention_weights,
+    init_weights,
+    merge_heads,
+    split_heads,
+)
+from minivlm.parts.masks import causal, segments
+from minivlm.scenes.questions import Question
 from minivlm.vit import EncoderBlock, resize_positions, sincos_2d
 
 EPS = 1e-6  # of every norm
-BIGG = VisionConfig(224, patch=14, width=1664, layers=48, heads=16, hidden=8192, eps=EPS, act="gelu")
+BIGG = VisionConfig(
+    224, patch=14, width=1664, layers=48, heads=16, hidden=8192, eps=EPS, act="gelu"
+)
 
 
 class ImageTower(nn.Module):
-    """OpenCLIP's ViT-bigG as Qwen-VL has it: no class token, a norm before the blocks and none behind them."""
+    """OpenCLIP's ViT-bigG as Qwen-VL has it: no class token, a norm before the blocks and none
+    behind them.
+    """
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -51,10 +64,14 @@ class ImageTower(nn.Module):
         nn.init.normal_(self.positions, std=c.width**-0.5)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Square images (B, C, S, S) of any size that the patches divide -> (B, N, D); the positions are resized."""
+        """Square images (B, C, S, S) of any size that the patches divide -> (B, N, D); the
+        positions are resized.
+        """
         c, (*_, height, width) = self.config, pixel_values.shape
         if height != width or height % c.patch:
-            raise ValueError(f"images must be square, in whole patches of {c.patch}; got {height} x {width} pixels")
+            raise ValueError(
+                f"images must be square, in whole patches of {c.patch}; got {height} x {width} pixels"
+            )
         grid = (height // c.patch,) * 2
         x = self.patch(pixel_values).flatten(2).transpose(1, 2)  # (B, N, D)
         x = self.pre_norm(x + resize_positions(self.positions[None], (self.side, self.side), grid))
@@ -64,7 +81,9 @@ class ImageTower(nn.Module):
 
 
 class ClipPatches(nn.Module):
-    """A trained CLIP's tower in place of ``ImageTower``: the patches of its last layer, without the class token."""
+    """A trained CLIP's tower in place of ``ImageTower``: the patches of its last layer, without the
+    class token.
+    """
 
     def __init__(self, tower: ClipVision):
         super().__init__()
@@ -78,8 +97,8 @@ class ClipPatches(nn.Module):
 def position_table(kind: str, side: int, width: int) -> Tensor:
     """Sin-cos positions of side x side queries: (Q, D).
 
-    "2d": half of the features tell the column, then half the row, as released; "1d": all tell the number in reading
-    order; "none": zero. Width is divisible by 4. ValueError for another kind.
+    "2d": half of the features tell the column, then half the row, as released; "1d": all tell the
+    number in reading order; "none": zero. Width is divisible by 4. ValueError for another kind.
     """
     if kind == "2d":
         return sincos_2d(side, side, width).roll(width // 2, dims=1)  # the other half first
@@ -93,7 +112,8 @@ def position_table(kind: str, side: int, width: int) -> Tensor:
 class Resampler(nn.Module):
     """One cross-attention from learned queries to the patches (section 2.1); no residual, no MLP.
 
-    Positions are added to queries and keys, never to values. No ``kv_proj`` where memory == width, as released.
+    Positions are added to queries and keys, never to values. No ``kv_proj`` where memory == width,
+    as released.
     """
 
     def __init__(self, memory: int, width: int, heads: int, side: int = 16, positions: str = "2d"):
@@ -111,7 +131,9 @@ class Resampler(nn.Module):
         """The queries' table, resized to the patches, not computed anew: (N, D)."""
         n, q = isqrt(patches), self.side
         if n * n != patches:
-            raise ValueError(f"the released resampler reads square grids; {patches} patches are none")
+            raise ValueError(
+                f"the released resampler reads square grids; {patches} patches are none"
+            )
         old, new = ((1, q * q), (1, patches)) if self.kind == "1d" else ((q, q), (n, n))
         return resize_positions(self.positions[None], old, new)[0]
 
@@ -136,12 +158,21 @@ class Resampler(nn.Module):
 class QwenVL(Prompted):
     """An image tower, the resampler with a norm and a projection behind it, and a language model.
 
-    vision: (M, C, H, W) -> (M, N, memory), with a ``config`` that tells the width: ``ImageTower`` or ``ClipPatches``.
-    token: the id that holds the place of a resampled vector. heads: the released model has one for each 128 features.
+    vision: (M, C, H, W) -> (M, N, memory), with a ``config`` that tells the width: ``ImageTower``
+    or ``ClipPatches``.
+    token: the id that holds the place of a resampled vector. heads: the released model has one for
+    each 128 features.
     """
 
     def __init__(
-        self, vision: nn.Module, decoder: Decoder, *, token: int, heads: int, side: int = 16, positions: str = "2d"
+        self,
+        vision: nn.Module,
+        decoder: Decoder,
+        *,
+        token: int,
+        heads: int,
+        side: int = 16,
+        positions: str = "2d",
     ):
         super().__init__()
         width = decoder.config.width
@@ -165,8 +196,12 @@ class QwenVL(Prompted):
 
 
 def packed_logits(model: Prompted, batch: dict[str, Tensor]) -> Tensor:
-    """What ``Processor.pack`` returns -> logits (R, T, V); no example sees another, positions count anew in each."""
-    mask = segments(batch["segment_ids"]) & causal(batch["input_ids"].shape[1]).to(batch["segment_ids"].device)
+    """What ``Processor.pack`` returns -> logits (R, T, V); no example sees another, positions count
+    anew in each.
+    """
+    mask = segments(batch["segment_ids"]) & causal(batch["input_ids"].shape[1]).to(
+        batch["segment_ids"].device
+    )
     embeds = model.embed(batch["input_ids"], batch["pixel_values"])
     return model.decoder(embeds=embeds, mask=mask, positions=batch["position_ids"])
 
@@ -174,7 +209,8 @@ def packed_logits(model: Prompted, batch: dict[str, Tensor]) -> Tensor:
 def train_stage(model: QwenVL, stage: int) -> None:
     """Of the three stages (section 3): 1 freezes the language model, 2 nothing, 3 the image tower.
 
-    In stage 3 the norm and the projection behind the resampler rest too: the released code counts them to the tower.
+    In stage 3 the norm and the projection behind the resampler rest too: the released code counts
+    them to the tower.
     """
     if stage not in (1, 2, 3):
         raise ValueError(f"Qwen-VL has stages 1, 2 and 3, not {stage!r}")
@@ -184,14 +220,22 @@ def train_stage(model: QwenVL, stage: int) -> None:
 
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *TAGS, "<img>", "</img>", "<imgpad>")
-OWN_NAMES = {"<|image_start|>": "<img>", "<|image|>": "<imgpad>", "<|image_end|>": "</img>", "<|pad|>": "<|endoftext|>"}
+OWN_NAMES = {
+    "<|image_start|>": "<img>",
+    "<|image|>": "<imgpad>",
+    "<|image_end|>": "</img>",
+    "<|pad|>": "<|endoftext|>",
+}
 
 
 class QwenProcessor(Processor):
-    """Messages and tasks in Qwen-VL's tokens (SPECIAL): the tags of boxes are tokens, in whatever text they stand."""
+    """Messages and tasks in Qwen-VL's tokens (SPECIAL): the tags of boxes are tokens, in whatever
+    text they stand.
+    """
 
     def task(self, asked: Question, image: Image.Image, *, reply: bool = False) -> dict:
-        """A row of stage 2 (appendix B): image, prompt, answer, <|endoftext|>; learned are the answer and the end.
+        """A row of stage 2 (appendix B): image, prompt, answer, <|endoftext|>; learned are the
+        answer and the end.
 
         ``reply`` leaves out what is learned, for generation; the end is the end of text then.
         """
@@ -205,26 +249,37 @@ class QwenProcessor(Processor):
         return row | {"attention_mask": mask, "pixel_values": self.to_pixels([image])}
 
     def _turn(self, message: dict) -> list[Piece]:
-        """Of every turn, whoever speaks, <|im_start|>, <|im_end|> and the newline behind are learned (finetune.py)."""
+        """Of every turn, whoever speaks, <|im_start|>, <|im_end|> and the newline behind are
+        learned (finetune.py).
+        """
         pieces, end = super()._turn(message), 1 + len(self._text("\n"))
         marks = {0, *range(len(pieces) - end, len(pieces))}
         return [(i, learned or place in marks) for place, (i, learned) in enumerate(pieces)]
 
     def _text(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, allowed_special=TAGS) if self.refuse else super()._text(text)
+        return (
+            self.tokenizer.encode(text, allowed_special=TAGS)
+            if self.refuse
+            else super()._text(text)
+        )
 
     def _id(self, name: str) -> int:
         return super()._id(OWN_NAMES.get(name, name))
 
 
 def pictures(messages: Sequence[dict]) -> list[dict]:
-    """Number the images through a conversation, as the released demo does: "Picture 1: ", the image, a newline."""
+    """Number the images through a conversation, as the released demo does: "Picture 1: ", the
+    image, a newline.
+    """
     numbers, said = count(1), []
     text = lambda words: {"type": "text", "text": words}
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
-            named = [[text(f"Picture {next(numbers)}: "), p, text("\n")] if p == IMAGE else [p] for p in content]
+            named = [
+                [text(f"Picture {next(numbers)}: "), p, text("\n")] if p == IMAGE else [p]
+                for p in content
+            ]
             content = [part for parts in named for part in parts]
         said.append(message | {"content": content})
     return said

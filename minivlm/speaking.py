@@ -1,7 +1,9 @@
-"""Any checkpoint that speaks, behind two calls: a caption of a picture, and the answer to a question about it.
+"""Any checkpoint that speaks, behind two calls: a caption of a picture, and the answer to a
+question about it.
 
-The course's own checkpoints, and published LLaVA, BLIP-2 (with OPT) and BLIP (captioning) folders. A published one is
-asked in the words of its authors, its tokenizer.json is read with the tokenizers library.
+The course's own checkpoints, and published LLaVA, BLIP-2 (with OPT) and BLIP (captioning) folders.
+A published one is asked in the words of its authors, its tokenizer.json is read with the tokenizers
+library.
 """
 
 from pathlib import Path
@@ -11,17 +13,17 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from minivlm import captioner, train_blip
-from minivlm.assistant import Assistant
 from minivlm.bpe import BPETokenizer
-from minivlm.captioner import Captioner, pixels
-from minivlm.checkpoints import read_json
 from minivlm.clip import CLIP_MEAN, CLIP_STD
-from minivlm.generation import generate
-from minivlm.instructions import IMAGE
-from minivlm.multimodal import CONTROL
+from minivlm.multimodal import CONTROL, IMAGE
+from minivlm.parts.generation import generate
 from minivlm.pretrained import from_pretrained
-from minivlm.train_blip import ToyBlip
+from minivlm.pretrained.checkpoints import read_json
+from minivlm.scenes.pixels import pixels
+from minivlm.toys import captioner, common
+from minivlm.toys.assistant import Assistant
+from minivlm.toys.blip import ToyBlip
+from minivlm.toys.captioner import Captioner
 from minivlm.vit import as_rgb, to_pixels
 
 TEMPLATES = {"llava": "USER: <image>\n{} ASSISTANT:", "blip-2": "Question: {} Answer:"}
@@ -59,7 +61,9 @@ class Describer:
         return self.model.captions(pixels([image]))[0]
 
     def ask(self, image: Image.Image, question: str) -> str:
-        raise ValueError(f"the checkpoint in {self.folder} describes pictures, it was never trained on questions")
+        raise ValueError(
+            f"the checkpoint in {self.folder} describes pictures, it was never trained on questions"
+        )
 
 
 class Published:
@@ -67,15 +71,21 @@ class Published:
         try:
             from tokenizers import Tokenizer
         except ImportError:
-            raise ValueError("a published tokenizer.json is read with tokenizers: pip install tokenizers") from None
+            raise ValueError(
+                "a published tokenizer.json is read with tokenizers: pip install tokenizers"
+            ) from None
         self.model, self.kind, self.folder = from_pretrained(folder), config["model_type"], folder
         try:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library has no class of its own for it
-            raise ValueError(f"{folder / 'tokenizer.json'} is no tokenizer that can be read: {error}") from None
+            raise ValueError(
+                f"{folder / 'tokenizer.json'} is no tokenizer that can be read: {error}"
+            ) from None
         file, text = folder / "preprocessor_config.json", config.get("text_config", {})
         self.image, self.text = read_json(file) if file.exists() else {}, text
-        self.side = config.get("vision_config", {}).get("image_size", {"blip": 384}.get(self.kind, 224))
+        self.side = config.get("vision_config", {}).get(
+            "image_size", {"blip": 384}.get(self.kind, 224)
+        )
 
     def caption(self, image: Image.Image) -> str:
         if self.kind == "llava":
@@ -86,10 +96,17 @@ class Published:
 
     def ask(self, image: Image.Image, question: str) -> str:
         if self.kind not in TEMPLATES:
-            raise ValueError(f"the checkpoint in {self.folder} describes pictures, it answers no question")
-        ids, token = self.tokenizer.encode(TEMPLATES[self.kind].format(question)).ids, self.model.image_token_id
+            raise ValueError(
+                f"the checkpoint in {self.folder} describes pictures, it answers no question"
+            )
+        ids, token = (
+            self.tokenizer.encode(TEMPLATES[self.kind].format(question)).ids,
+            self.model.image_token_id,
+        )
         if self.kind == "llava" and ids.count(token) != 1:
-            raise ValueError(f"a prompt has one place for the image; this one has {ids.count(token)}: {question!r}")
+            raise ValueError(
+                f"a prompt has one place for the image; this one has {ids.count(token)}: {question!r}"
+            )
         for added in self.tokenizer.get_added_tokens_decoder().values():
             if added.special and added.content in question:
                 raise ValueError(f"the question contains the special token {added.content!r}")
@@ -105,7 +122,10 @@ class Published:
     def _say(self, ids: list[int], image: Image.Image) -> str:
         prompt, seen = torch.tensor([ids]), self._pixels(image)
         if self.kind == "blip":  # its decoder takes the image states at every step
-            end, inputs = self.text.get("sep_token_id", 102), {"image": self.model.vision(seen), "use_cache": False}
+            end, inputs = (
+                self.text.get("sep_token_id", 102),
+                {"image": self.model.vision(seen), "use_cache": False},
+            )
         else:
             end, inputs = self.text.get("eos_token_id", 2), {"pixel_values": seen}
         new = generate(self.model, prompt, LONGEST, eos_id=end, **inputs)
@@ -120,14 +140,18 @@ class Published:
 
 
 def open_checkpoint(folder: str | Path) -> Speaker:
-    """ValueError for a folder that ``from_pretrained`` does not read, and for a model that writes no text."""
+    """ValueError for a folder that ``from_pretrained`` does not read, and for a model that writes
+    no text.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no checkpoint folder {str(folder)!r}")
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind not in ("llava", "blip", "blip-2"):
-        raise ValueError(f"a checkpoint of model_type {kind!r} writes no text; llava, blip and blip-2 do")
+        raise ValueError(
+            f"a checkpoint of model_type {kind!r} writes no text; llava, blip and blip-2 do"
+        )
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder} has no tokenizer.json")
     try:
@@ -136,7 +160,7 @@ def open_checkpoint(folder: str | Path) -> Speaker:
         return Published(folder, config)
     if {*CONTROL} <= {*special}:
         return OwnAssistant(folder)
-    for own, marks in ((Captioner, captioner.SPECIAL), (ToyBlip, train_blip.SPECIAL)):
+    for own, marks in ((Captioner, captioner.SPECIAL), (ToyBlip, common.BERT_MARKS)):
         if {*marks} == {*special}:
             return Describer(folder, own)
     return Published(folder, config)

@@ -1,6 +1,8 @@
-"""The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"): image -> patch vectors.
+"""The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"): image -> patch
+vectors.
 
-Notebook 02. Data: pixel_values (B, C, H, W) -> (B, 1 + N, D), a class vector and one vector for each of the N patches.
+Notebook 02. Data: pixel_values (B, C, H, W) -> (B, 1 + N, D), a class vector and one vector for
+each of the N patches.
 """
 
 from collections.abc import Sequence
@@ -12,8 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from minivlm.checkpoints import Names, require
-from minivlm.layers import MLP, Attention, init_weights
+from minivlm.parts.layers import MLP, Attention, init_weights
 
 
 def to_pixels(
@@ -25,8 +26,8 @@ def to_pixels(
 ) -> Tensor:
     """PIL images of any mode -> pixel_values (B, 3, H, W) = (bytes / 255 - mean) / std.
 
-    ``size`` (H, W) resizes them, bicubic. A camera's EXIF turn is undone, transparency is laid on white,
-    one channel becomes three.
+    ``size`` (H, W) resizes them, bicubic. A camera's EXIF turn is undone, transparency is laid on
+    white, one channel becomes three.
     """
     if not images:
         raise ValueError("no image given")
@@ -34,8 +35,12 @@ def to_pixels(
     if size is not None:
         images = [image.resize((size[1], size[0]), Image.Resampling.BICUBIC) for image in images]
     if len({image.size for image in images}) != 1:
-        raise ValueError(f"images of one batch need one size, got {sorted({image.size for image in images})}")
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # (B, H, W, 3) bytes
+        raise ValueError(
+            f"images of one batch need one size, got {sorted({image.size for image in images})}"
+        )
+    pixels = torch.from_numpy(
+        np.stack([np.asarray(image) for image in images])
+    )  # (B, H, W, 3) bytes
     return ((pixels / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
 
 
@@ -53,10 +58,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """Cut images (B, C, H, W) into (B, N, C * p * p), patches in reading order, each flattened as (C, p, p)."""
+    """Cut images (B, C, H, W) into (B, N, C * p * p), patches in reading order, each flattened as
+    (C, p, p).
+    """
     height, width = images.shape[-2:]
     if height % patch or width % patch:
-        raise ValueError(f"an image of {height} x {width} pixels does not divide into patches of {patch}")
+        raise ValueError(
+            f"an image of {height} x {width} pixels does not divide into patches of {patch}"
+        )
     grid = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, C, rows, p, columns, p)
     return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
@@ -64,16 +73,21 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 def unpatchify(patches: Tensor, patch: int, rows: int) -> Tensor:
     """Undo ``patchify``: (B, N, C * p * p) with N = rows * columns -> (B, C, H, W)."""
     if patches.shape[1] % rows or patches.shape[2] % patch**2:
-        raise ValueError(f"{tuple(patches.shape)} are no patches of {patch} x {patch} in {rows} rows")
-    grid = patches.unflatten(2, (-1, patch, patch)).unflatten(1, (rows, -1))  # (B, rows, columns, C, p, p)
+        raise ValueError(
+            f"{tuple(patches.shape)} are no patches of {patch} x {patch} in {rows} rows"
+        )
+    grid = patches.unflatten(2, (-1, patch, patch)).unflatten(
+        1, (rows, -1)
+    )  # (B, rows, columns, C, p, p)
     return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
 def sincos_2d(rows: int, columns: int, width: int, theta: float = 10_000.0) -> Tensor:
-    """Fixed 2-D positions (N, D): a quarter of the features each for sin and cos of the row and of the column.
+    """Fixed 2-D positions (N, D): a quarter of the features each for sin and cos of the row and of
+    the column.
 
-    Chen et al. 2021 (MoCo v3), section 4: 1-D sin-cos of both coordinates, side by side. ``theta`` is the longest
-    wavelength over 2 pi; a grid of four columns needs no more than 10.
+    Chen et al. 2021 (MoCo v3), section 4: 1-D sin-cos of both coordinates, side by side. ``theta``
+    is the longest wavelength over 2 pi; a grid of four columns needs no more than 10.
     """
     if width % 4:
         raise ValueError(f"2-D sin-cos positions need a width divisible by 4, got {width}")
@@ -84,7 +98,9 @@ def sincos_2d(rows: int, columns: int, width: int, theta: float = 10_000.0) -> T
 
 
 def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Interpolate patch positions (1, N, D) from a grid of ``old`` (rows, columns) to ``new``, bicubic."""
+    """Interpolate patch positions (1, N, D) from a grid of ``old`` (rows, columns) to ``new``,
+    bicubic.
+    """
     if old == new:
         return positions
     grid = positions.unflatten(1, old).permute(0, 3, 1, 2)  # (1, D, rows, columns)
@@ -115,9 +131,13 @@ class ViTConfig:
 
 
 class EncoderBlock(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): the pre-norm block of ViT (eq. 2 and 3), also CLIP's."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): the pre-norm block of ViT (eq. 2 and 3), also
+    CLIP's.
+    """
 
-    def __init__(self, width: int, heads: int, hidden: int, *, eps: float, act: str, bias: bool = True):
+    def __init__(
+        self, width: int, heads: int, hidden: int, *, eps: float, act: str, bias: bool = True
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps)
         self.attention = Attention(width, heads, bias=bias)
@@ -139,7 +159,8 @@ class ViT(nn.Module):
         self.class_token = nn.Parameter(torch.empty(1, 1, c.width))
         self.positions = nn.Parameter(torch.empty(1, 1 + c.grid[0] * c.grid[1], c.width))
         self.blocks = nn.ModuleList(
-            EncoderBlock(c.width, c.heads, c.hidden, eps=c.eps, act=c.act, bias=c.bias) for _ in range(c.layers)
+            EncoderBlock(c.width, c.heads, c.hidden, eps=c.eps, act=c.act, bias=c.bias)
+            for _ in range(c.layers)
         )
         self.norm = nn.LayerNorm(c.width, c.eps)
         self.pooler = nn.Linear(c.width, c.width) if c.pooler else None
@@ -152,12 +173,16 @@ class ViT(nn.Module):
         """(B, C, H, W) -> (B, 1 + N, D): class token and patches, with positions (eq. 1)."""
         c, shape = self.config, tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != c.channels or min(shape[2:]) < c.patch:
-            raise ValueError(f"pixel_values must be (B, {c.channels}, H, W), H and W >= {c.patch}; got {shape}")
+            raise ValueError(
+                f"pixel_values must be (B, {c.channels}, H, W), H and W >= {c.patch}; got {shape}"
+            )
         grid = self.patch(pixel_values)  # (B, D, rows, columns)
         patches = grid.flatten(2).transpose(1, 2)  # (B, N, D)
         class_position, positions = self.positions.split([1, c.grid[0] * c.grid[1]], dim=1)
         patches = patches + resize_positions(positions, c.grid, tuple(grid.shape[-2:]))
-        return torch.cat([(self.class_token + class_position).expand(len(patches), -1, -1), patches], dim=1)
+        return torch.cat(
+            [(self.class_token + class_position).expand(len(patches), -1, -1), patches], dim=1
+        )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1 + N, D), after the final norm (eq. 4)."""
@@ -181,46 +206,3 @@ class ViT(nn.Module):
             maps.append(block.attention.weights(block.norm1(x)))
             x = block(x)
         return torch.stack(maps)
-
-    @classmethod
-    def from_hf(cls, config: dict, names: set[str]) -> "ViT":
-        """The model of a published config.json; the weights that are there say which heads it has."""
-        size = config.get("image_size", 224)
-        require(config, "pooler_act", "tanh")
-        return cls(
-            ViTConfig(
-                image_size=(size, size) if isinstance(size, int) else tuple(size),
-                patch=config.get("patch_size", 16),
-                width=config.get("hidden_size", 768),
-                layers=config.get("num_hidden_layers", 12),
-                heads=config.get("num_attention_heads", 12),
-                hidden=config.get("intermediate_size", 3072),
-                channels=config.get("num_channels", 3),
-                eps=config.get("layer_norm_eps", 1e-12),
-                act=config.get("hidden_act", "gelu"),
-                bias=config.get("qkv_bias", True),
-                classes=len(config.get("id2label") or "12") if "classifier.weight" in names else 0,
-                pooler="pooler.dense.weight" in names,
-            )
-        )
-
-
-HF_NAMES = Names(
-    published=[  # our name -> the published one
-        (r"^patch\.", "embeddings.patch_embeddings.projection."),
-        (r"^class_token", "embeddings.cls_token"),
-        (r"^positions", "embeddings.position_embeddings"),
-        (r"^blocks\.", "encoder.layer."),
-        (r"\.attention\.out\.", ".attention.output.dense."),
-        (r"\.attention\.q\.", ".attention.attention.query."),
-        (r"\.attention\.k\.", ".attention.attention.key."),
-        (r"\.attention\.v\.", ".attention.attention.value."),
-        (r"\.norm1\.", ".layernorm_before."),
-        (r"\.norm2\.", ".layernorm_after."),
-        (r"\.mlp\.up\.", ".intermediate.dense."),
-        (r"\.mlp\.down\.", ".output.dense."),
-        (r"^norm\.", "layernorm."),
-        (r"^pooler\.", "pooler.dense."),
-    ],
-    spellings=[(r"^vit\.", "")],  # other published spellings -> the one above
-)

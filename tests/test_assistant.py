@@ -6,13 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minivlm import instructions, scenes
-from minivlm.assistant import FROZEN, Assistant, load_stage_one, load_stage_two, measure, own_captions
+from minivlm import scenes
 from minivlm.blip2 import second_stage
-from minivlm.captioner import pixels
-from minivlm.instructions import IMAGE
 from minivlm.llava import train_stage
+from minivlm.multimodal import IMAGE
 from minivlm.pretrained import from_pretrained
+from minivlm.scenes import instructions
+from minivlm.scenes.pixels import pixels
+from minivlm.toys.assistant import Assistant, load_stage_one, load_stage_two, measure, own_captions
+from minivlm.toys.common import FROZEN
 
 SOME = scenes.load("composition")[:24]
 IMAGES = pixels([scene.image for scene in SOME])
@@ -20,7 +22,9 @@ IMAGES = pixels([scene.image for scene in SOME])
 
 def same(module: torch.nn.Module, other: torch.nn.Module) -> bool:
     ours, theirs = module.state_dict(), other.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
 
 
 def stage_two(kind: str) -> Assistant:
@@ -39,7 +43,11 @@ def test_a_training_moves_the_bridge_and_leaves_the_frozen_models_as_they_are(ki
     before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
     history = made.train(instructions.illustrated(SOME, 0, captions=True), IMAGES, 3, batch=8)
     assert len(history["loss"]) == 3
-    moved = {name.split(".")[0] for name, p in made.model.named_parameters() if not torch.equal(p, before[name])}
+    moved = {
+        name.split(".")[0]
+        for name, p in made.model.named_parameters()
+        if not torch.equal(p, before[name])
+    }
     assert moved == {"llava": {"projector"}, "blip2": {"vision", "qformer", "projection"}}[kind]
     tower = made.model.vision if kind == "llava" else made.model.vision.tower
     assert same(tower, from_pretrained(FROZEN / "clip").vision)
@@ -58,7 +66,9 @@ def test_each_batch_holds_the_images_that_its_conversations_are_about():
 @pytest.mark.parametrize("captions", [True, False])
 def test_illustrated_conversations_are_about_their_scene(captions):
     told = instructions.illustrated(SOME, 4, captions)
-    assert told == instructions.illustrated(SOME, 4, captions) and len(told) == len(SOME) * (1 if captions else 3)
+    assert told == instructions.illustrated(SOME, 4, captions) and len(told) == len(SOME) * (
+        1 if captions else 3
+    )
     for place, (number, messages) in enumerate(told):
         assert number == place // (1 if captions else 3)
         content = messages[0]["content"]
@@ -84,7 +94,9 @@ class Knowing:
     def answer(self, conversations, images):
         said = []
         for messages, image in zip(conversations, images, strict=True):
-            self.asked.append([m["content"] if isinstance(m["content"], str) else "" for m in messages])
+            self.asked.append(
+                [m["content"] if isinstance(m["content"], str) else "" for m in messages]
+            )
             number = next(i for i, other in enumerate(IMAGES) if torch.equal(other, image))
             said.append(self.find(number, messages) if self.right else "I do not know")
         return said
@@ -94,7 +106,11 @@ class Knowing:
         text = content if isinstance(content, str) else content[1]["text"]
         rng, turns = Random("measure 0"), {}
         for i, scene in enumerate(SOME):
-            for make in (instructions.conversation, instructions.description, instructions.reasoning):
+            for make in (
+                instructions.conversation,
+                instructions.description,
+                instructions.reasoning,
+            ):
                 turns.setdefault(i, []).extend(make(scene, rng, self.held_out))
         return next(turn.answer for turn in turns[number] if turn.text == text)
 
@@ -105,7 +121,9 @@ def test_who_knows_everything_is_always_right_and_is_asked_behind_its_own_answer
     knowing.held_out = held_out
     found = measure(knowing, SOME, IMAGES, held_out=held_out)
     assert set(found.values()) == {1.0} and {"caption", "all", "later turns"} <= found.keys()
-    assert max(len(asked) for asked in knowing.asked) == 7  # four turns, of which three are answered
+    assert (
+        max(len(asked) for asked in knowing.asked) == 7
+    )  # four turns, of which three are answered
 
 
 def test_who_knows_nothing_is_never_right():
@@ -120,7 +138,10 @@ def test_a_frozen_model_takes_less_than_two_megabytes(name):
 def test_the_frozen_language_model_describes_scenes_that_it_reads_about():
     found = scenes.load("composition")
     said = Assistant.llava().answer(
-        [[{"role": "user", "content": [IMAGE | {"text": instructions.listing(scene)}]}] for scene in found]
+        [
+            [{"role": "user", "content": [IMAGE | {"text": instructions.listing(scene)}]}]
+            for scene in found
+        ]
     )
     assert sum(map(scenes.is_true, said, found)) >= 240
 

@@ -8,10 +8,11 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageT
 
 from minivlm.blip import Blip, Marks, MedConfig, Pretraining, draw_negatives
 from minivlm.clip import contrastive_loss
-from minivlm.generation import generate
-from minivlm.masks import bidirectional, causal
+from minivlm.parts.generation import generate
+from minivlm.parts.masks import bidirectional, causal
 from minivlm.plotting import effective_mask
 from minivlm.pretrained import from_pretrained, save_pretrained
+from minivlm.pretrained.blip import build_blip
 from minivlm.vit import ViTConfig
 
 
@@ -30,8 +31,15 @@ def random_config(seed: int) -> BlipConfig:
 
     patch = rng.choice([4, 5])
     vision = shape() | {"patch_size": patch, "image_size": patch * rng.choice([2, 3])}
-    text = shape() | {"vocab_size": 50, "max_position_embeddings": 12, "bos_token_id": 46, "sep_token_id": 47}
-    return BlipConfig(vision_config=vision, text_config=text, image_text_hidden_size=rng.choice([7, 16]))
+    text = shape() | {
+        "vocab_size": 50,
+        "max_position_embeddings": 12,
+        "bos_token_id": 46,
+        "sep_token_id": 47,
+    }
+    return BlipConfig(
+        vision_config=vision, text_config=text, image_text_hidden_size=rng.choice([7, 16])
+    )
 
 
 def reference(model_class, seed: int):
@@ -89,13 +97,15 @@ def test_captioning_equals_the_reference(seed, side, tmp_path):
 
 def test_a_pretrained_model_is_saved_and_read_back_with_its_sharing(tmp_path):
     config = random_config(3).to_dict()
-    model = randomised(Blip.from_hf(config))
+    model = randomised(build_blip(config))
     save_pretrained(model, config, tmp_path)
     again = from_pretrained(tmp_path)
     pixels, ids, mask = batch(random_config(3), "right")
     with torch.no_grad():
         assert torch.equal(model.match(pixels, ids, mask), again.match(pixels, ids, mask))
-        assert torch.equal(model.caption_logits(pixels, ids, mask), again.caption_logits(pixels, ids, mask))
+        assert torch.equal(
+            model.caption_logits(pixels, ids, mask), again.caption_logits(pixels, ids, mask)
+        )
     assert again.decoder.blocks[0].cross is again.encoder.blocks[0].cross
     assert again.decoder.blocks[0].attention is not again.encoder.blocks[0].attention
 
@@ -104,7 +114,9 @@ def test_what_we_save_of_each_role_is_read_by_the_reference(tmp_path):
     for model_class in (BlipForImageTextRetrieval, BlipForConditionalGeneration):
         theirs = reference(model_class, 4)
         theirs.save_pretrained(tmp_path / "theirs")
-        save_pretrained(from_pretrained(tmp_path / "theirs"), theirs.config.to_dict(), tmp_path / "ours")
+        save_pretrained(
+            from_pretrained(tmp_path / "theirs"), theirs.config.to_dict(), tmp_path / "ours"
+        )
         again = model_class.from_pretrained(tmp_path / "ours").state_dict()
         assert all(torch.equal(value, again[name]) for name, value in theirs.state_dict().items())
 
@@ -112,7 +124,9 @@ def test_what_we_save_of_each_role_is_read_by_the_reference(tmp_path):
 def test_calls_that_a_checkpoint_has_no_weights_for_say_so(tmp_path):
     reference(BlipForConditionalGeneration, 0).save_pretrained(tmp_path / "captioning")
     reference(BlipForImageTextRetrieval, 0).save_pretrained(tmp_path / "retrieval")
-    captioner, retriever = (from_pretrained(tmp_path / name) for name in ("captioning", "retrieval"))
+    captioner, retriever = (
+        from_pretrained(tmp_path / name) for name in ("captioning", "retrieval")
+    )
     pixels, ids, _ = batch(random_config(0), "none")
     for call in (lambda: captioner.match(pixels, ids), lambda: captioner.encode_image(pixels)):
         with pytest.raises(ValueError, match="captioning: it has no text encoder"):
@@ -122,7 +136,7 @@ def test_calls_that_a_checkpoint_has_no_weights_for_say_so(tmp_path):
 
 
 def test_wrong_input_is_named():
-    model = Blip.from_hf(random_config(0).to_dict())
+    model = build_blip(random_config(0).to_dict())
     pixels, ids, _ = batch(random_config(0), "none")
     with pytest.raises(ValueError, match="token id 50 is outside the vocabulary of 50"):
         model.match(pixels, ids.index_fill(1, torch.tensor([3]), 50))
@@ -137,10 +151,12 @@ def test_wrong_input_is_named():
     with pytest.raises(ValueError, match="use_cache=False"):
         generate(model, ids[:, :1], 2, image=model.vision(pixels))
     with pytest.raises(ValueError, match="neither for retrieval nor for captioning"):
-        Blip.from_hf(random_config(0).to_dict(), {"text_model.embeddings.word_embeddings.weight"})
+        build_blip(random_config(0).to_dict(), {"text_model.embeddings.word_embeddings.weight"})
 
 
-@pytest.mark.parametrize("sharing, total", [("all", 224), ("all but self-attention", 252), ("none", 361)])
+@pytest.mark.parametrize(
+    "sharing, total", [("all", 224), ("all but self-attention", 252), ("none", 361)]
+)
 def test_full_size_has_the_papers_parameters(sharing, total):
     with torch.device("meta"):
         model = full_size(sharing)
@@ -160,7 +176,7 @@ def full_size(sharing: str) -> Blip:
 def pretraining(**options) -> tuple[Pretraining, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     config = random_config(2)
-    model = randomised(Blip.from_hf(config.to_dict()))
+    model = randomised(build_blip(config.to_dict()))
     pixels, ids, _ = batch(config, "right")
     return Pretraining(model, Marks(cls=45, enc=46, dec=47, pad=0), queue=5, **options), pixels, ids
 
@@ -182,9 +198,14 @@ def test_queues_take_in_the_batch_and_lose_the_oldest():
     module, pixels, ids = pretraining()
     first_queue = module.images.clone()
     module(pixels, ids, ("itc",))
-    assert torch.equal(module.images[3:], first_queue[:2]) and module.images.shape == (5, module.images.shape[1])
+    assert torch.equal(module.images[3:], first_queue[:2]) and module.images.shape == (
+        5,
+        module.images.shape[1],
+    )
     newest = module.slow_features(pixels, ids, (ids != 0).long())
-    assert torch.allclose(module.images[:3], newest[0]) and torch.allclose(module.texts[:3], newest[1])
+    assert torch.allclose(module.images[:3], newest[0]) and torch.allclose(
+        module.texts[:3], newest[1]
+    )
     assert (module.images.norm(dim=1) - 1).abs().max() < 1e-5
 
 
@@ -249,8 +270,12 @@ def test_captioning_starts_with_dec_predicts_the_end_and_ignores_padding():
     module, pixels, ids = pretraining(smoothing=0.0)
     states, seen = module.model.vision(pixels), (ids != 0).long()
     loss = module.captioning(states, ids, seen)
-    logits = module.model(torch.cat([torch.full((3, 1), 47), ids[:, 1:]], dim=1), states, seen).log_softmax(-1)
-    expected = [-logits[b, t, ids[b, t + 1]] for b in range(3) for t in range(8) if ids[b, t + 1] != 0]
+    logits = module.model(
+        torch.cat([torch.full((3, 1), 47), ids[:, 1:]], dim=1), states, seen
+    ).log_softmax(-1)
+    expected = [
+        -logits[b, t, ids[b, t + 1]] for b in range(3) for t in range(8) if ids[b, t + 1] != 0
+    ]
     assert torch.allclose(loss, torch.stack(expected).mean(), atol=1e-5)
 
 
@@ -264,7 +289,7 @@ def test_only_the_losses_asked_for_are_computed():
 
 @pytest.mark.parametrize("mode", ["text", "image-grounded encoder", "decoder"])
 def test_each_mode_obeys_its_mask(mode):
-    model = randomised(Blip.from_hf(random_config(1).to_dict()))
+    model = randomised(build_blip(random_config(1).to_dict()))
     med = model.decoder if mode == "decoder" else model.encoder
     mask = causal(6) if mode == "decoder" else bidirectional(6)
     x, image = torch.randn(1, 6, med.config.width), torch.randn(1, 4, med.config.memory)

@@ -1,4 +1,6 @@
-"""BLIP-2: the reference's numbers from the reference's checkpoints, the masks by perturbation, both stages."""
+"""BLIP-2: the reference's numbers from the reference's checkpoints, the masks by perturbation, both
+stages.
+"""
 
 from dataclasses import replace
 from random import Random
@@ -14,9 +16,7 @@ from transformers import (
     InstructBlipQFormerModel,
 )
 
-from minivlm import masks
 from minivlm.blip2 import (
-    HF_NAMES,
     Blip2,
     ClipFeatures,
     FirstStage,
@@ -27,11 +27,14 @@ from minivlm.blip2 import (
     second_stage,
 )
 from minivlm.clip import ClipVision, VisionConfig
-from minivlm.decoder import Decoder, DecoderConfig, KVCache
-from minivlm.generation import generate
 from minivlm.opt import Opt
+from minivlm.parts import masks
+from minivlm.parts.decoder import Decoder, DecoderConfig, KVCache
+from minivlm.parts.generation import generate
 from minivlm.plotting import effective_mask
 from minivlm.pretrained import from_pretrained, save_pretrained
+from minivlm.pretrained.blip2 import BLIP2_NAMES, build_blip2
+from minivlm.pretrained.opt import build_opt
 from minivlm.vit import ViTConfig
 
 IMAGE = 49  # the placeholder's id
@@ -50,7 +53,11 @@ def random_config(seed: int, **options) -> Blip2Config:
         }
 
     patch = rng.choice([4, 5])
-    vision = {"patch_size": patch, "image_size": patch * rng.choice([2, 3]), "qkv_bias": rng.random() < 0.7}
+    vision = {
+        "patch_size": patch,
+        "image_size": patch * rng.choice([2, 3]),
+        "qkv_bias": rng.random() < 0.7,
+    }
     qformer = {
         "vocab_size": 50,
         "max_position_embeddings": 12,
@@ -59,7 +66,12 @@ def random_config(seed: int, **options) -> Blip2Config:
         "cross_attention_frequency": rng.choice([1, 2, 3]),
         "use_qformer_text_input": True,
     }
-    text = {"model_type": "opt", "vocab_size": 50, "max_position_embeddings": 20, "ffn_dim": rng.choice([20, 33])}
+    text = {
+        "model_type": "opt",
+        "vocab_size": 50,
+        "max_position_embeddings": 20,
+        "ffn_dim": rng.choice([20, 33]),
+    }
     text |= shape()
     return Blip2Config(
         vision_config=shape() | vision | {"intermediate_size": rng.choice([20, 33])},
@@ -84,7 +96,9 @@ def randomised(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def batch(config: Blip2Config, side: str, count: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def batch(
+    config: Blip2Config, side: str, count: int = 3
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Images, ids and an attention mask with padding on the given side."""
     size = config.vision_config.image_size
     pixels, ids = torch.randn(count, 3, size, size), torch.randint(3, 45, (count, 9))
@@ -137,7 +151,9 @@ def test_the_language_model_behind_the_queries_equals_the_reference(seed, side, 
         order = seen.argsort(dim=1, stable=True)
         ids, seen = ids.gather(1, order), seen.gather(1, order)
     with torch.no_grad():
-        queries = theirs.get_image_features(pixels, return_dict=True).qformer_outputs.last_hidden_state
+        queries = theirs.get_image_features(
+            pixels, return_dict=True
+        ).qformer_outputs.last_hidden_state
         assert (ours.qformer(ours.vision(pixels)) - queries).abs().max() < 1e-5
         expected = theirs(pixel_values=pixels, input_ids=ids, attention_mask=seen).logits
         assert ((ours(ids, pixels, seen) - expected) * seen[..., None]).abs().max() < 1e-5
@@ -154,7 +170,13 @@ def test_generated_ids_are_those_of_the_reference_with_and_without_a_cache(tmp_p
     order = seen.argsort(dim=1, stable=True)
     left, left_seen = ids.gather(1, order), seen.gather(1, order)
     expected = theirs.generate(
-        pixels, left, left_seen, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=1
+        pixels,
+        left,
+        left_seen,
+        max_new_tokens=6,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=1,
     )[:, -6:]
     for use_cache in (True, False):
         got = generate(ours, ids, 6, attention_mask=seen, pixel_values=pixels, use_cache=use_cache)
@@ -165,7 +187,11 @@ def test_generated_ids_are_those_of_the_reference_with_and_without_a_cache(tmp_p
 @pytest.mark.parametrize("seed", range(4))
 def test_queries_that_see_an_instruction_equal_instructblips(seed, side):
     blip2 = random_config(seed)
-    shape = {name: value for name, value in blip2.qformer_config.to_dict().items() if name != "model_type"}
+    shape = {
+        name: value
+        for name, value in blip2.qformer_config.to_dict().items()
+        if name != "model_type"
+    }
     torch.manual_seed(seed)
     theirs = randomised(InstructBlipQFormerModel(InstructBlipQFormerConfig(**shape)))
     ours = stage1(seed).qformer
@@ -189,7 +215,9 @@ def copy_weights(ours: torch.nn.Module, weights: dict[str, torch.Tensor]) -> Non
     """InstructBLIP keeps the embeddings within its Q-Former; else the names are BLIP-2's."""
     for name, parameter in ours.named_parameters():
         if name != "queries":
-            theirs = HF_NAMES.publish("qformer." + name).replace("qformer.layernorm", "embeddings.layernorm")
+            theirs = BLIP2_NAMES.publish("qformer." + name).replace(
+                "qformer.layernorm", "embeddings.layernorm"
+            )
             source = weights["qformer." + theirs.removeprefix("qformer.")]
             assert source.shape == parameter.shape
             parameter.data.copy_(source)
@@ -198,7 +226,7 @@ def copy_weights(ours: torch.nn.Module, weights: dict[str, torch.Tensor]) -> Non
 def stage1(seed: int = 0) -> Blip2:
     """A random model with all parts of stage 1."""
     torch.manual_seed(seed)
-    model = Blip2.from_hf(random_config(seed).to_dict(), {"embeddings.word_embeddings.weight"})
+    model = build_blip2(random_config(seed).to_dict(), {"embeddings.word_embeddings.weight"})
     return randomised(Blip2(model.vision.config, model.qformer.config, width=6))
 
 
@@ -216,7 +244,9 @@ def test_masks_of_two_queries_and_three_tokens_are_the_papers():
     ]
 
 
-@pytest.mark.parametrize("kind", [masks.unimodal, masks.multimodal_causal, lambda q, t: masks.bidirectional(q + t)])
+@pytest.mark.parametrize(
+    "kind", [masks.unimodal, masks.multimodal_causal, lambda q, t: masks.bidirectional(q + t)]
+)
 def test_the_q_former_obeys_exactly_the_mask_it_is_given(kind):
     qformer = stage1(1).qformer
     queries, image = qformer.config.queries, torch.randn(1, 5, qformer.config.memory)
@@ -224,11 +254,15 @@ def test_the_q_former_obeys_exactly_the_mask_it_is_given(kind):
     x = torch.randn(1, queries + 4, qformer.config.width)
     one = qformer.blocks[0]
     assert torch.equal(effective_mask(lambda x: one(x, mask, image), x), mask)
-    assert torch.equal(effective_mask(lambda x: qformer.run(x, mask, image), x), mask)  # these three do not widen
+    assert torch.equal(
+        effective_mask(lambda x: qformer.run(x, mask, image), x), mask
+    )  # these three do not widen
 
 
 @pytest.mark.parametrize(
-    "kind, leaks", [(masks.unimodal, False), (masks.multimodal_causal, False), (None, True)], ids=["itc", "itg", "itm"]
+    "kind, leaks",
+    [(masks.unimodal, False), (masks.multimodal_causal, False), (None, True)],
+    ids=["itc", "itg", "itm"],
 )
 def test_a_changed_token_moves_the_queries_only_where_they_match(kind, leaks):
     qformer = stage1(3).qformer
@@ -244,7 +278,9 @@ def test_a_changed_token_moves_the_queries_only_where_they_match(kind, leaks):
         assert moved[:, queries : queries + 3].any() == (kind is not masks.multimodal_causal)
         if not leaks:
             assert torch.allclose(before[:, :queries], qformer(image), atol=1e-5)
-        other = qformer.states(torch.randn_like(image), ids, mask=mask)  # and the reverse: text that sees the image
+        other = qformer.states(
+            torch.randn_like(image), ids, mask=mask
+        )  # and the reverse: text that sees the image
         assert (other != before).any(dim=2)[:, queries:].all() == (kind is not masks.unimodal)
         if kind is masks.unimodal:
             assert torch.allclose(before[:, queries:], qformer.read(ids), atol=1e-5)
@@ -272,7 +308,9 @@ def test_the_q_former_says_the_same_caption_with_and_without_a_cache():
     model = stage1(2)
     image = model.vision(torch.randn(2, 3, *model.vision.config.image_size)).detach()
     start = torch.full((2, 1), 47)
-    cached, anew = (generate(model.itg, start, 8, image=image, use_cache=flag) for flag in (True, False))
+    cached, anew = (
+        generate(model.itg, start, 8, image=image, use_cache=flag) for flag in (True, False)
+    )
     assert torch.equal(cached, anew)
 
 
@@ -282,7 +320,9 @@ def test_the_q_former_says_the_same_caption_with_and_without_a_cache():
 def test_the_three_losses_are_those_by_hand():
     model = stage1(4)
     stage = FirstStage(model, dec=48, pad=1)
-    pixels, ids, seen = batch(random_config(4), "right", count=2)  # two pairs: the negatives are certain
+    pixels, ids, seen = batch(
+        random_config(4), "right", count=2
+    )  # two pairs: the negatives are certain
     losses = stage(pixels, ids)
     similarity = model.similarity(pixels, ids, seen) / 0.07
     by_hand = 0.0
@@ -292,11 +332,14 @@ def test_the_three_losses_are_those_by_hand():
             by_hand -= (target * logits[i].log_softmax(-1)).sum() / 4
     assert torch.allclose(losses["itc"], by_hand, atol=1e-5)
     logits = [
-        model.match(pixels[[i]], ids[[j]], seen[[j]])[0] for i, j in [(0, 0), (1, 1), (0, 1), (1, 0), (1, 0), (0, 1)]
+        model.match(pixels[[i]], ids[[j]], seen[[j]])[0]
+        for i, j in [(0, 0), (1, 1), (0, 1), (1, 0), (1, 0), (0, 1)]
     ]
     by_hand = F.cross_entropy(torch.stack(logits), torch.tensor([1, 1, 0, 0, 0, 0]))
     assert torch.allclose(losses["itm"], by_hand, atol=1e-5)
-    said = model.itg(torch.cat([torch.full((2, 1), 48), ids[:, 1:]], dim=1), model.vision(pixels), seen).log_softmax(-1)
+    said = model.itg(
+        torch.cat([torch.full((2, 1), 48), ids[:, 1:]], dim=1), model.vision(pixels), seen
+    ).log_softmax(-1)
     terms = [
         -0.9 * said[b, t - 1, ids[b, t]] - 0.1 * said[b, t - 1].mean()
         for b in range(2)
@@ -322,7 +365,7 @@ def test_stage_two_is_the_loss_of_the_text_behind_a_soft_prompt(kind):
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 20}
     language = Decoder(DecoderConfig(50, 16, layers=2, heads=2, kv_heads=1, hidden=20))
-    language = Opt.from_hf(shape | {"vocab_size": 50}) if kind == "opt" else language
+    language = build_opt(shape | {"vocab_size": 50}) if kind == "opt" else language
     model = randomised(Blip2(first.vision.config, first.qformer.config, decoder=language))
     model.qformer.drop_text()
     freeze(model)
@@ -332,20 +375,31 @@ def test_stage_two_is_the_loss_of_the_text_behind_a_soft_prompt(kind):
     terms = []
     for b in range(3):
         text = ids[[b], : seen[b].sum()]
-        logits = language(embeds=torch.cat([soft[[b]], language.embed(text)], dim=1))[0, soft.shape[1] - 1 : -1]
+        logits = language(embeds=torch.cat([soft[[b]], language.embed(text)], dim=1))[
+            0, soft.shape[1] - 1 : -1
+        ]
         terms.append(F.cross_entropy(logits, text[0], reduction="none"))
     assert torch.allclose(loss, torch.cat(terms).mean(), atol=1e-5)
     loss.backward()
-    learned = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    learned = {
+        name
+        for name, p in model.named_parameters()
+        if p.grad is not None and p.grad.abs().sum() > 0
+    }
     assert {name.split(".")[0] for name in learned} == {"vision", "qformer", "projection"}
-    assert {name for name in learned if name.startswith("vision")} == {"vision.norm.weight", "vision.norm.bias"}
+    assert {name for name in learned if name.startswith("vision")} == {
+        "vision.norm.weight",
+        "vision.norm.bias",
+    }
     generated = generate(model, torch.full((3, soft.shape[1]), -1), 4, pixel_values=pixels)
     assert generated.shape == (3, 4)
 
 
 def test_an_instruction_reaches_the_queries_through_every_call_of_stage_two():
     first = stage1(6)
-    language = Opt.from_hf({"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50})
+    language = build_opt(
+        {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
+    )
     model = randomised(Blip2(first.vision.config, first.qformer.config, decoder=language))
     queries = model.qformer.config.queries
     pixels, ids, mask = batch(random_config(6), "right")
@@ -356,16 +410,25 @@ def test_an_instruction_reaches_the_queries_through_every_call_of_stage_two():
         expected = language(embeds=torch.cat([soft, language.embed(prompt[:, queries:])], dim=1))
         assert (model(prompt, pixels, **asked) - expected).abs().max() < 1e-5
         assert (model(prompt, pixels) - expected).abs().max() > 1e-3
-        loss = F.cross_entropy(expected[:, queries - 1 : -1].flatten(0, 1), prompt[:, queries:].flatten())
-        assert torch.allclose(prompt_loss(model, pixels, prompt[:, queries:], **asked), loss, atol=1e-5)
-    said = [generate(model, prompt, 5, pixel_values=pixels, use_cache=flag, **asked) for flag in (True, False)]
+        loss = F.cross_entropy(
+            expected[:, queries - 1 : -1].flatten(0, 1), prompt[:, queries:].flatten()
+        )
+        assert torch.allclose(
+            prompt_loss(model, pixels, prompt[:, queries:], **asked), loss, atol=1e-5
+        )
+    said = [
+        generate(model, prompt, 5, pixel_values=pixels, use_cache=flag, **asked)
+        for flag in (True, False)
+    ]
     assert torch.equal(*said)
 
 
 def full_size(language: Opt | None) -> Blip2:
     vision = ViTConfig((224, 224), patch=14, width=1408, layers=39, heads=16, hidden=6144, eps=1e-6)
     qformer = QFormerConfig(30523, 512, width=768, layers=12, heads=12, hidden=3072, memory=1408)
-    return Blip2(vision, qformer, decoder=language) if language else Blip2(vision, qformer, width=256)
+    return (
+        Blip2(vision, qformer, decoder=language) if language else Blip2(vision, qformer, width=256)
+    )
 
 
 def trained(model: torch.nn.Module) -> int:
@@ -385,12 +448,19 @@ def test_full_size_has_the_published_parameters():
         ]
         assert sum(p.numel() for p in cross) == 20_081_664
         for width, heads, total in [(2560, 32, 107_133_696), (4096, 32, 108_314_880)]:
-            shape = {"hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": 1, "ffn_dim": 4 * width}
-            second = full_size(Opt.from_hf(shape))
+            shape = {
+                "hidden_size": width,
+                "num_attention_heads": heads,
+                "num_hidden_layers": 1,
+                "ffn_dim": 4 * width,
+            }
+            second = full_size(build_opt(shape))
             second.qformer.drop_text()
             freeze(second)
             assert trained(second) == total
-        model = Blip2.from_hf({"text_config": {"model_type": "opt"}})  # every default is the published one
+        model = build_blip2(
+            {"text_config": {"model_type": "opt"}}
+        )  # every default is the published one
         assert model.vision.config == first.vision.config
         assert model.qformer.config == replace(first.qformer.config, vocab_size=30522)
 
@@ -402,7 +472,9 @@ def test_what_we_save_is_read_by_the_reference(tmp_path):
     for model_class in (Blip2ForImageTextRetrieval, Blip2ForConditionalGeneration):
         theirs = reference(model_class, 4, image_token_index=IMAGE)
         theirs.save_pretrained(tmp_path / "theirs")
-        save_pretrained(from_pretrained(tmp_path / "theirs"), theirs.config.to_dict(), tmp_path / "ours")
+        save_pretrained(
+            from_pretrained(tmp_path / "theirs"), theirs.config.to_dict(), tmp_path / "ours"
+        )
         again = model_class.from_pretrained(tmp_path / "ours").state_dict()
         assert all(torch.equal(value, again[name]) for name, value in theirs.state_dict().items())
 
@@ -417,7 +489,9 @@ def test_a_captioner_without_text_parts_is_read(tmp_path):
 def test_calls_that_a_checkpoint_has_no_weights_for_say_so(tmp_path):
     reference(Blip2ForConditionalGeneration, 0).save_pretrained(tmp_path / "captioning")
     reference(Blip2ForImageTextRetrieval, 0).save_pretrained(tmp_path / "retrieval")
-    captioner, retriever = (from_pretrained(tmp_path / name) for name in ("captioning", "retrieval"))
+    captioner, retriever = (
+        from_pretrained(tmp_path / name) for name in ("captioning", "retrieval")
+    )
     pixels, ids, _ = batch(random_config(0), "none")
     for call in (captioner.match, captioner.similarity, lambda p, i: captioner.encode_text(i)):
         with pytest.raises(ValueError, match="has no heads for retrieval"):
@@ -445,7 +519,7 @@ def test_calls_that_a_checkpoint_has_no_weights_for_say_so(tmp_path):
 def test_unsupported_language_models_are_refused_by_name(change, names):
     text = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1} | change
     with pytest.raises(ValueError, match=names), torch.device("meta"):
-        Blip2.from_hf({"text_config": text})
+        build_blip2({"text_config": text})
 
 
 def test_wrong_input_is_named(tmp_path):
@@ -482,12 +556,16 @@ def test_queries_read_clip_before_its_last_block_and_only_the_norm_behind_it_lea
     torch.manual_seed(0)
     tower, images = ClipVision(VisionConfig(16, 8, 16, 3, 2, 20)), torch.randn(2, 3, 16, 16)
     config = QFormerConfig(1, 8, 16, 2, 2, 20, memory=16, queries=3)
-    model = Blip2(ClipFeatures(tower), config, decoder=Decoder(DecoderConfig(9, 12, 1, 2, 2, 8))).eval()
+    model = Blip2(
+        ClipFeatures(tower), config, decoder=Decoder(DecoderConfig(9, 12, 1, 2, 2, 8))
+    ).eval()
     x = tower.embed(images)
     for block in tower.blocks[:2]:
         x = block(x)
     x = F.layer_norm(x, (16,))
-    assert torch.allclose(model.encode_images(images), model.projection(model.qformer(x)), atol=1e-5)
+    assert torch.allclose(
+        model.encode_images(images), model.projection(model.qformer(x)), atol=1e-5
+    )
     freeze(model)
     learned = {name for name, p in model.vision.named_parameters() if p.requires_grad}
     assert learned == {"norm.weight", "norm.bias"}
@@ -503,7 +581,9 @@ def test_attention_maps_say_which_image_vectors_each_query_reads(every):
     read = []  # by the attention itself: what enters each cross-attention, asked again
     for block in net.blocks:
         if block.cross is not None:
-            block.cross.register_forward_hook(lambda m, args, kw, out: read.append((m, args[0])), with_kwargs=True)
+            block.cross.register_forward_hook(
+                lambda m, args, kw, out: read.append((m, args[0])), with_kwargs=True
+            )
     with torch.no_grad():
         net(image)
     maps = net.attention_maps(image)
@@ -517,14 +597,20 @@ def test_the_second_stage_leaves_the_scaffolding_of_the_first_and_freezes_both_m
     torch.manual_seed(0)
     vision = ViTConfig((16, 16), patch=8, width=16, layers=1, heads=2, hidden=20)
     decoder = Decoder(DecoderConfig(9, 12, 1, 2, 2, 8))
-    model = Blip2(vision, QFormerConfig(30, 8, 16, 2, 2, 20, memory=16, queries=3), width=8, decoder=decoder).eval()
+    model = Blip2(
+        vision, QFormerConfig(30, 8, 16, 2, 2, 20, memory=16, queries=3), width=8, decoder=decoder
+    ).eval()
     images = torch.randn(2, 3, 16, 16)
     before = model.encode_images(images)
     second_stage(model)
     assert torch.equal(model.encode_images(images), before)
     parts = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert parts == {"vision", "qformer", "projection"}
-    assert {name for name, p in model.named_parameters() if p.requires_grad and name.startswith("vision")} == {
+    assert {
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and name.startswith("vision")
+    } == {
         "vision.norm.weight",
         "vision.norm.bias",
     }

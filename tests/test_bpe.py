@@ -12,16 +12,38 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from minivlm import bpe
-from minivlm.bpe import CL100K_SPLIT, GPT2_SPLIT, QWEN2_SPLIT, BPETokenizer
-from minivlm.byte_level import BYTE_TO_CHAR, ID_TO_BYTE, NO_SPLIT, from_visible, to_visible
+from minivlm.bpe import (
+    BYTE_TO_CHAR,
+    CL100K_SPLIT,
+    GPT2_SPLIT,
+    ID_TO_BYTE,
+    NO_SPLIT,
+    QWEN2_SPLIT,
+    BPETokenizer,
+    from_visible,
+    to_visible,
+)
 
 SPLITS = {"gpt2": GPT2_SPLIT, "cl100k": CL100K_SPLIT, "qwen2": QWEN2_SPLIT, "none": NO_SPLIT}
 ENGLISH = "The small red circle is left of the big blue square. It's 12345 pixels wide, isn't it? "
 CHINESE = "小红圆在大蓝方的左边。三颗绿色的星星,一共12个像素。"
-MIXED = ENGLISH * 3 + CHINESE * 4 + "a picture of 🙂🙃👩‍👩‍👧 and\n\n  indented code:\n\tx = [1, 22, 333]\n" * 2
+MIXED = (
+    ENGLISH * 3
+    + CHINESE * 4
+    + "a picture of 🙂🙃👩‍👩‍👧 and\n\n  indented code:\n\tx = [1, 22, 333]\n" * 2
+)
 SOURCE = Path(bpe.__file__).read_text(encoding="utf-8")
 SAMPLES = {
     "empty": "",
@@ -36,13 +58,17 @@ any_text = st.text(max_size=60) | st.text("ab cdé1'!\n 中文🙂", max_size=60
 
 
 def known_to_all(text: str) -> bool:
-    """False for code points that are newer than Python: the libraries need not agree that they are letters."""
+    """False for code points that are newer than Python: the libraries need not agree that they are
+    letters.
+    """
     return all(unicodedata.category(char) != "Cn" for char in text)
 
 
 def hf_tokenizer(pattern: str, normalizer=None) -> Tokenizer:
     """An untrained byte-level BPE of the tokenizers library, in the form of Qwen2 and Llama 3."""
-    pattern = pattern.replace("{1,3}+", "{1,3}")  # Oniguruma knows no possessive interval: it would repeat it
+    pattern = pattern.replace(
+        "{1,3}+", "{1,3}"
+    )  # Oniguruma knows no possessive interval: it would repeat it
     hf = Tokenizer(models.BPE())
     hf.normalizer = normalizer
     hf.pre_tokenizer = pre_tokenizers.Sequence(
@@ -55,10 +81,16 @@ def hf_tokenizer(pattern: str, normalizer=None) -> Tokenizer:
     return hf
 
 
-def hf_trained(texts: list[str], vocab_size: int, pattern: str, special=(), normalizer=None) -> Tokenizer:
+def hf_trained(
+    texts: list[str], vocab_size: int, pattern: str, special=(), normalizer=None
+) -> Tokenizer:
     hf = hf_tokenizer(pattern, normalizer)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    options = {"initial_alphabet": alphabet, "special_tokens": list(special), "show_progress": False}
+    options = {
+        "initial_alphabet": alphabet,
+        "special_tokens": list(special),
+        "show_progress": False,
+    }
     hf.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, **options))
     return hf
 
@@ -83,7 +115,8 @@ def encoding(tokenizer):
     return tokenizer.to_tiktoken()
 
 
-# --- the byte table ---------------------------------------------------------------------------------------
+# --- the byte table
+# ---------------------------------------------------------------------------------------
 
 
 def test_ids_0_to_255_follow_the_byte_order_of_gpt2():
@@ -99,7 +132,8 @@ def test_visible_form_returns_every_byte():
         from_visible("a b")
 
 
-# --- training ---------------------------------------------------------------------------------------------
+# --- training
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sample", SAMPLES)
@@ -108,7 +142,9 @@ def test_merges_equal_those_of_the_tokenizers_trainer(sample, split):
     text, pattern = SAMPLES[sample], SPLITS[split]
     if split == "none":
         text = text[:2000]
-    assert BPETokenizer.train(text, 700, pattern).merges == hf_merges(hf_trained([text], 700, pattern))
+    assert BPETokenizer.train(text, 700, pattern).merges == hf_merges(
+        hf_trained([text], 700, pattern)
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -120,7 +156,9 @@ def test_merges_equal_those_of_tokenizers_on_repetitive_texts_until_no_pair_is_l
 
 
 def test_training_is_the_naive_algorithm():
-    ids = [list(word.encode().translate(bpe.BYTE_TO_ID)) for word in regex.findall(GPT2_SPLIT, MIXED)]
+    ids = [
+        list(word.encode().translate(bpe.BYTE_TO_ID)) for word in regex.findall(GPT2_SPLIT, MIXED)
+    ]
     merges = []
     for new in range(256, 330):
         pairs = [pair for word in ids for pair in zip(word, word[1:], strict=False)]
@@ -179,7 +217,8 @@ def test_training_refuses_bad_arguments_and_names_them(arguments, error, names):
         BPETokenizer.train(*arguments)
 
 
-# --- encoding and decoding --------------------------------------------------------------------------------
+# --- encoding and decoding
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sample", SAMPLES)
@@ -225,11 +264,22 @@ def test_any_ids_decode_like_tiktoken_even_half_characters(tokenizer, encoding, 
 
 
 def test_cl100k_pattern_is_the_one_that_tiktoken_compiles():
-    assert BPETokenizer.train("x" * 9, 260, CL100K_SPLIT).to_tiktoken().encode("It's 12345!\n\n ok") == (
-        BPETokenizer.train("x" * 9, 260, CL100K_SPLIT).encode("It's 12345!\n\n ok")
-    )
+    assert BPETokenizer.train("x" * 9, 260, CL100K_SPLIT).to_tiktoken().encode(
+        "It's 12345!\n\n ok"
+    ) == (BPETokenizer.train("x" * 9, 260, CL100K_SPLIT).encode("It's 12345!\n\n ok"))
     assert regex.findall(CL100K_SPLIT, "x=12345\n  y") == ["x", "=", "123", "45", "\n", " ", " y"]
-    assert regex.findall(QWEN2_SPLIT, "x=12345\n  y") == ["x", "=", "1", "2", "3", "4", "5", "\n", " ", " y"]
+    assert regex.findall(QWEN2_SPLIT, "x=12345\n  y") == [
+        "x",
+        "=",
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "\n",
+        " ",
+        " y",
+    ]
     assert regex.findall(GPT2_SPLIT, "x=12345\n  y") == ["x", "=", "12345", "\n ", " y"]
 
 
@@ -271,10 +321,16 @@ def test_a_special_token_in_text_is_refused_unless_it_is_allowed(tokenizer):
 
 
 @settings(max_examples=100, deadline=None)
-@given(parts=st.lists(st.sampled_from(["<|im_start|>", "<|im_end|>", "<|im", "|>", " a", "\n"]), max_size=8))
+@given(
+    parts=st.lists(
+        st.sampled_from(["<|im_start|>", "<|im_end|>", "<|im", "|>", " a", "\n"]), max_size=8
+    )
+)
 def test_allowed_special_tokens_give_the_ids_of_tiktoken(tokenizer, encoding, parts):
     text = "".join(parts)
-    assert tokenizer.encode(text, allowed_special="all") == encoding.encode(text, allowed_special="all")
+    assert tokenizer.encode(text, allowed_special="all") == encoding.encode(
+        text, allowed_special="all"
+    )
     for allowed in (set(), {"<|im_end|>"}):
         try:
             expected = encoding.encode(text, allowed_special=allowed)
@@ -311,11 +367,20 @@ def test_decode_takes_a_tensor_of_ids(tokenizer):
     assert tokenizer.decode(torch.tensor(tokenizer.encode("red circle"))) == "red circle"
 
 
-# --- files ------------------------------------------------------------------------------------------------
+# --- files
+# ------------------------------------------------------------------------------------------------
 
 
 def same(a: BPETokenizer, b: BPETokenizer) -> bool:
-    fields = ("ranks", "merges", "pattern", "special_tokens", "late_tokens", "normalization", "ignore_merges")
+    fields = (
+        "ranks",
+        "merges",
+        "pattern",
+        "special_tokens",
+        "late_tokens",
+        "normalization",
+        "ignore_merges",
+    )
     return all(getattr(a, field) == getattr(b, field) for field in fields)
 
 
@@ -324,7 +389,9 @@ def test_save_and_load_return_the_same_tokenizer(tmp_path, split):
     tok = BPETokenizer.train(MIXED, 400, SPLITS[split], special_tokens=("<|图|>", "the", "a"))
     tok.save(tmp_path / "tok.json")
     loaded = BPETokenizer.load(str(tmp_path / "tok.json"))
-    assert same(tok, loaded) and loaded.encode(MIXED, ["<|图|>", "the", "a"]) == tok.encode(MIXED, "all")
+    assert same(tok, loaded) and loaded.encode(MIXED, ["<|图|>", "the", "a"]) == tok.encode(
+        MIXED, "all"
+    )
     loaded.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "tok.json").read_bytes()
 
@@ -382,9 +449,18 @@ def test_copies_and_pickles_work(tokenizer):
         (lambda data: data["model"]["vocab"].update({"zzz": -4}), "-4"),
         (lambda data: data.update(pre_tokenizer=None), "None"),
         (lambda data: data.update(pre_tokenizer={"type": "Metaspace"}), "Metaspace"),
-        (lambda data: data["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Digits"}), "Digits"),
-        (lambda data: data["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"), "Removed"),
-        (lambda data: data["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="(["), r"\(\["),
+        (
+            lambda data: data["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Digits"}),
+            "Digits",
+        ),
+        (
+            lambda data: data["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"),
+            "Removed",
+        ),
+        (
+            lambda data: data["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="(["),
+            r"\(\[",
+        ),
         (
             lambda data: data["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
             "add_prefix_space",
@@ -395,7 +471,9 @@ def test_copies_and_pickles_work(tokenizer):
         (lambda data: data["added_tokens"][0].pop("content"), "content"),
     ],
 )
-def test_load_refuses_what_is_no_byte_level_bpe_and_names_the_reason(tmp_path, tokenizer, change, names):
+def test_load_refuses_what_is_no_byte_level_bpe_and_names_the_reason(
+    tmp_path, tokenizer, change, names
+):
     tokenizer.save(tmp_path / "tokenizer.json")
     data = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     change(data)
@@ -418,7 +496,11 @@ def test_load_refuses_what_is_no_byte_level_bpe_and_names_the_reason(tmp_path, t
         ("vocab.json", b'{"a": "x"}', "'x'"),
         ("added_tokens.json", b'{"": 5}', "id 5"),
         ("added_tokens.json", b"{", "added_tokens.json"),
-        ("tokenizer_config.json", b'{"added_tokens_decoder": {"7": {"content": "<x>", "rstrip": true}}}', "<x>"),
+        (
+            "tokenizer_config.json",
+            b'{"added_tokens_decoder": {"7": {"content": "<x>", "rstrip": true}}}',
+            "<x>",
+        ),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {"content": "<x>"}}}', "'x'"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": [1]}', "items"),
     ],
@@ -432,7 +514,9 @@ def test_from_hf_refuses_broken_files_and_names_the_reason(tmp_path, name, conte
         BPETokenizer.from_hf(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"3", b"\xff\xfe", b"\x80\x04K\x01.", b'{"model": 3}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"3", b"\xff\xfe", b"\x80\x04K\x01.", b'{"model": 3}']
+)
 def test_load_refuses_a_corrupt_file_and_names_it(tmp_path, content):
     (tmp_path / "broken.json").write_bytes(content)
     with pytest.raises(ValueError, match="broken.json"):
@@ -446,7 +530,8 @@ def test_missing_files_are_named(tmp_path):
         BPETokenizer.from_hf(tmp_path)
 
 
-# --- files of Hugging Face --------------------------------------------------------------------------------
+# --- files of Hugging Face
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("special", [(), ("<|endoftext|>", "<unk>")])
@@ -476,7 +561,9 @@ def test_qwen2_folders_normalize_and_split_digits(tmp_path):
     transformers = pytest.importorskip("transformers")
     hf_trained([MIXED], 450, QWEN2_SPLIT).model.save(str(tmp_path))
     files = {"vocab": str(tmp_path / "vocab.json"), "merges": str(tmp_path / "merges.txt")}
-    reference = transformers.Qwen2Tokenizer(**files, additional_special_tokens=["<|im_start|>", "<|im_end|>"])
+    reference = transformers.Qwen2Tokenizer(
+        **files, additional_special_tokens=["<|im_start|>", "<|im_end|>"]
+    )
     reference.save_pretrained(tmp_path / "saved")
     text = "<|im_start|>cafe\u0301 2026 中文<|im_end|>\n" + MIXED
     tok = BPETokenizer.from_hf(tmp_path / "saved")
@@ -492,7 +579,9 @@ def test_qwen2_folders_normalize_and_split_digits(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(text=any_text.filter(known_to_all) | st.text("e\u0301\u0338<>ab|", max_size=20))
-def test_added_tokens_before_and_after_normalization_are_those_of_tokenizers(tmp_path_factory, text):
+def test_added_tokens_before_and_after_normalization_are_those_of_tokenizers(
+    tmp_path_factory, text
+):
     hf = hf_trained([MIXED], 400, QWEN2_SPLIT, ["<a>"], normalizers.NFC())
     hf.add_special_tokens([AddedToken("<|b|>", special=True)])
     hf.add_tokens(["<a>b", "b|", AddedToken("é|", normalized=False)])
@@ -519,7 +608,9 @@ def test_tokenizer_json_in_its_several_forms(tmp_path, form, kind):
 
 
 def test_clip_files_are_refused(tmp_path):
-    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b</w>": 1, "ab</w>": 2}), encoding="utf-8")
+    (tmp_path / "vocab.json").write_text(
+        json.dumps({"a": 0, "b</w>": 1, "ab</w>": 2}), encoding="utf-8"
+    )
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b</w>\n", encoding="utf-8")
     with pytest.raises(ValueError, match="b</w>"):
         BPETokenizer.from_hf(tmp_path)
@@ -527,7 +618,9 @@ def test_clip_files_are_refused(tmp_path):
 
 def made_by_hand(vocab: list[str], merges: list[tuple[str, str]], ignore_merges=False) -> Tokenizer:
     """A tokenizers BPE over all bytes and these further tokens and merges."""
-    ids = {BYTE_TO_CHAR[b]: i for i, b in enumerate(ID_TO_BYTE)} | {t: 256 + i for i, t in enumerate(vocab)}
+    ids = {BYTE_TO_CHAR[b]: i for i, b in enumerate(ID_TO_BYTE)} | {
+        t: 256 + i for i, t in enumerate(vocab)
+    }
     hf = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=ignore_merges))
     hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return hf
@@ -584,7 +677,11 @@ def test_llama3_files_list_every_way_to_cut_a_token_and_still_go_to_tiktoken(tmp
     hf.add_special_tokens(["<|eot_id|>"])
     tok = BPETokenizer.from_hf(folder_with(tmp_path, hf))
     text = SOURCE + CHINESE + "<|eot_id|>"
-    assert tok.encode(text, "all") == hf.encode(text).ids == tok.to_tiktoken().encode(text, allowed_special="all")
+    assert (
+        tok.encode(text, "all")
+        == hf.encode(text).ids
+        == tok.to_tiktoken().encode(text, allowed_special="all")
+    )
     assert tok.encode(SOURCE) == trained.encode(SOURCE)
 
 
@@ -592,7 +689,9 @@ def test_ignore_merges_takes_a_whole_word_of_the_vocabulary(tmp_path):
     hf = made_by_hand(["Ġcat", "ca", "xyz"], [("c", "a")], ignore_merges=True)
     tok = BPETokenizer.from_hf(folder_with(tmp_path, hf))
     assert tok.encode(" cat cats xyz") == hf.encode(" cat cats xyz").ids
-    assert tok.encode(" cat") == [256] and tok.to_tiktoken().encode(" cat cats xyz") == tok.encode(" cat cats xyz")
+    assert tok.encode(" cat") == [256] and tok.to_tiktoken().encode(" cat cats xyz") == tok.encode(
+        " cat cats xyz"
+    )
     tok.save(tmp_path / "saved.json")
     assert same(BPETokenizer.load(tmp_path / "saved.json"), tok)
 

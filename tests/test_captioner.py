@@ -8,7 +8,9 @@ from PIL import Image
 
 from minivlm import __main__ as command
 from minivlm import scenes
-from minivlm.captioner import Captioner, pixels, train_captioner, vary_channels
+from minivlm.scenes import drawing
+from minivlm.scenes.pixels import pixels, vary_channels
+from minivlm.toys.captioner import Captioner, train_captioner
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def test_a_short_training_learns_to_speak_the_grammar(trained):
     with torch.no_grad():
         assert history["loss"][0] > 4 and captioner.loss(captioner.model, batch) < 1
     said = captioner.caption(images)
-    from minivlm.grammar import parse
+    from minivlm.scenes.grammar import parse
 
     assert sum(parse(text) is not None for text in said) >= 30
 
@@ -42,7 +44,9 @@ def test_the_loss_is_that_of_the_caption_and_its_end_alone(trained):
             assert ids[row, 16 : 16 + len(text)].tolist() == text
             assert set(ids[row, 16 + len(text) :].tolist()) <= {pad}
             terms += [-log_p[row, 15 + i, token].item() for i, token in enumerate(text)]
-        assert captioner.loss(model, (ids, images)).item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+        assert captioner.loss(model, (ids, images)).item() == pytest.approx(
+            sum(terms) / len(terms), rel=1e-4
+        )
 
 
 def test_varied_channels_keep_the_paper_and_lose_one_colour_in_a_fifth_of_the_images():
@@ -64,13 +68,20 @@ def test_no_channel_is_erased_when_none_shall_be():
 
 
 def test_the_colours_shown_as_circle_and_as_square_stand_out_in_green_and_yellow_does_not():
-    both = {color for color in scenes.PALETTE if {(color, "circle"), (color, "square")} <= set(scenes.SEEN)}
-    green = {color: scenes.BACKGROUND[1] - rgb[1] for color, rgb in scenes.PALETTE.items()}
-    assert both == {"red", "blue", "purple"} and {min(green[c] for c in both), max(green[c] for c in both)} == {
+    both = {
+        color
+        for color in drawing.PALETTE
+        if {(color, "circle"), (color, "square")} <= set(drawing.SEEN)
+    }
+    green = {color: drawing.BACKGROUND[1] - rgb[1] for color, rgb in drawing.PALETTE.items()}
+    assert both == {"red", "blue", "purple"} and {
+        min(green[c] for c in both),
+        max(green[c] for c in both),
+    } == {
         118,
         226,
     }
-    assert green["yellow"] == 64 and ("yellow", "square") in scenes.HELD_OUT
+    assert green["yellow"] == 64 and ("yellow", "square") in drawing.HELD_OUT
 
 
 def test_a_saved_captioner_says_the_same(trained, tmp_path):
@@ -86,12 +97,14 @@ def test_the_same_seed_trains_the_same_captioner():
 
 
 def test_pictures_of_any_shape_are_padded_to_a_square_and_an_empty_one_is_zero():
-    blank = Image.new("RGB", (300, 40), scenes.BACKGROUND)
+    blank = Image.new("RGB", (300, 40), drawing.BACKGROUND)
     assert pixels([blank, blank.resize((64, 64)), blank.convert("RGBA")]).shape == (3, 3, 64, 64)
     assert pixels([blank]).abs().max() < 1e-6
 
 
-def test_caption_reads_good_files_and_names_broken_ones_in_one_line(trained, tmp_path, monkeypatch, capsys):
+def test_caption_reads_good_files_and_names_broken_ones_in_one_line(
+    trained, tmp_path, monkeypatch, capsys
+):
     trained[0].save(tmp_path / "captioner")
     monkeypatch.setattr(command, "FOLDER", tmp_path / "captioner")
     picture = scenes.load("test")[0].image
@@ -107,7 +120,9 @@ def test_caption_reads_good_files_and_names_broken_ones_in_one_line(trained, tmp
     out, err = capsys.readouterr()
     assert [line.split(": ")[0] for line in out.splitlines()] == [str(path) for path in good]
     assert len(err.splitlines()) == 4
-    for path, line in zip([broken, tmp_path / "missing.png", text, tmp_path], err.splitlines(), strict=True):
+    for path, line in zip(
+        [broken, tmp_path / "missing.png", text, tmp_path], err.splitlines(), strict=True
+    ):
         assert line.startswith(str(path)) and "not a picture" in line
 
 
@@ -117,12 +132,20 @@ def test_caption_without_a_captioner_says_what_to_do(tmp_path, monkeypatch, caps
     assert "train one: python -m minivlm" in capsys.readouterr().err
 
 
-def test_the_demo_reports_both_splits_and_leaves_checkpoint_and_figure(trained, tmp_path, monkeypatch, capsys):
+def test_the_demo_reports_both_splits_and_leaves_checkpoint_and_figure(
+    trained, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(command, "FOLDER", tmp_path / "captioner")
     monkeypatch.setattr(command, "train_captioner", lambda: trained)
     assert command.main([]) == 0
     out = capsys.readouterr().out
-    for words in ("test (", "composition (", "of 250 captions true", "another scene's caption", "notebooks/01_bpe"):
+    for words in (
+        "test (",
+        "composition (",
+        "of 250 captions true",
+        "another scene's caption",
+        "notebooks/01_bpe",
+    ):
         assert words in out
     with Image.open(tmp_path / "captioner" / "captions.png") as figure:
         assert figure.width > 600

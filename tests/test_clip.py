@@ -1,4 +1,6 @@
-"""CLIP and SigLIP: the reference's numbers from the reference's checkpoints, and the losses by hand."""
+"""CLIP and SigLIP: the reference's numbers from the reference's checkpoints, and the losses by
+hand.
+"""
 
 import json
 from math import log
@@ -8,10 +10,11 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from minivlm import masks
 from minivlm.clip import Clip, Siglip, contrastive_loss, end_of_text, sigmoid_loss
+from minivlm.parts import masks
 from minivlm.plotting import effective_mask
 from minivlm.pretrained import from_pretrained, save_pretrained
+from minivlm.pretrained.clip import build_clip, build_siglip
 
 
 def shape(rng: Random, width_step: int = 8) -> dict:
@@ -103,10 +106,15 @@ def test_what_we_save_the_reference_reads(tmp_path, reference, model_type):
     if model_type == "clip":
         config = clip_config(5, 49).to_dict()
     else:
-        small = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 20}
+        small = {
+            "hidden_size": 16,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 1,
+            "intermediate_size": 20,
+        }
         vision, text = small | {"image_size": 8, "patch_size": 4}, small | {"vocab_size": 50}
         config = SiglipConfig(vision_config=vision, text_config=text).to_dict()
-    model = {"clip": Clip, "siglip": Siglip}[model_type].from_hf(config).eval()
+    model = {"clip": build_clip, "siglip": build_siglip}[model_type](config).eval()
     save_pretrained(model, config, tmp_path)
     theirs = reference.from_pretrained(tmp_path).eval()
     ids, mask = sentences(torch.Generator().manual_seed(0), 49, 0)
@@ -115,11 +123,11 @@ def test_what_we_save_the_reference_reads(tmp_path, reference, model_type):
 
 
 @pytest.mark.parametrize(
-    "model, config, count",
+    "build, config, count",
     [
-        (Clip, {"vision_config": {}, "text_config": {}}, 151_277_313),
+        (build_clip, {"vision_config": {}, "text_config": {}}, 151_277_313),
         (
-            Clip,
+            build_clip,
             {
                 "projection_dim": 768,
                 "vision_config": {
@@ -129,22 +137,29 @@ def test_what_we_save_the_reference_reads(tmp_path, reference, model_type):
                     "intermediate_size": 4096,
                     "patch_size": 14,
                 },
-                "text_config": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+                "text_config": {
+                    "hidden_size": 768,
+                    "num_attention_heads": 12,
+                    "intermediate_size": 3072,
+                },
             },
             427_616_513,
         ),
-        (Siglip, {"vision_config": {}, "text_config": {}}, 203_155_970),
+        (build_siglip, {"vision_config": {}, "text_config": {}}, 203_155_970),
     ],
 )
-def test_published_sizes_have_the_published_numbers_of_parameters(model, config, count):
+def test_published_sizes_have_the_published_numbers_of_parameters(build, config, count):
     with torch.device("meta"):
-        assert sum(p.numel() for p in model.from_hf(config).parameters()) == count
+        assert sum(p.numel() for p in build(config).parameters()) == count
 
 
 def test_an_old_config_with_dicts_beside_its_parts_is_read(tmp_path):
-    config = {"text_config": {"hidden_size": 512}, "text_config_dict": {"hidden_size": 768, "num_attention_heads": 12}}
+    config = {
+        "text_config": {"hidden_size": 512},
+        "text_config_dict": {"hidden_size": 768, "num_attention_heads": 12},
+    }
     with torch.device("meta"):
-        assert Clip.from_hf(config).text.config.width == 768
+        assert build_clip(config).text.config.width == 768
     assert json.dumps(config)  # as read from a file
 
 
@@ -154,17 +169,24 @@ def test_an_old_config_with_dicts_beside_its_parts_is_read(tmp_path):
 def test_the_end_of_text_is_the_first_one_or_by_the_old_rule_the_largest():
     ids = torch.tensor([[7, 5, 49, 49, 49], [5, 49, 0, 0, 0], [1, 2, 3, 4, 49]])
     assert end_of_text(ids, 49).tolist() == [2, 1, 4] == end_of_text(ids, 2).tolist()
-    added = torch.tensor([[7, 60, 49, 0]])  # a token added behind the vocabulary breaks the old rule only
+    added = torch.tensor(
+        [[7, 60, 49, 0]]
+    )  # a token added behind the vocabulary breaks the old rule only
     assert end_of_text(added, 49).item() == 2 and end_of_text(added, 2).item() == 1
 
 
 def toys() -> tuple[Clip, Siglip]:
     torch.manual_seed(0)
-    small = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 20}
+    small = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "intermediate_size": 20,
+    }
     vision = small | {"image_size": 8, "patch_size": 4}
     text = small | {"vocab_size": 50, "max_position_embeddings": 9, "eos_token_id": 49}
     config = {"vision_config": vision, "text_config": text, "projection_dim": 8}
-    return Clip.from_hf(config).eval(), Siglip.from_hf(config).eval()
+    return build_clip(config).eval(), build_siglip(config).eval()
 
 
 def test_clips_text_tower_is_causal_and_siglips_is_not():
@@ -197,9 +219,13 @@ def test_padding_changes_nothing_that_the_mask_hides(which):
     padded, mask = torch.tensor([[5, 6, 7, 49, 11, 12]]), torch.tensor([[1, 1, 1, 1, 0, 0]])
     other = torch.tensor([[5, 6, 7, 49, 30, 12]])
     with torch.no_grad():
-        assert torch.allclose(model.text(padded, mask)[:, :4], model.text(other, mask)[:, :4], atol=1e-6)
+        assert torch.allclose(
+            model.text(padded, mask)[:, :4], model.text(other, mask)[:, :4], atol=1e-6
+        )
         if which == 0:
-            assert torch.allclose(model.encode_text(ids), model.encode_text(padded, mask), atol=1e-6)
+            assert torch.allclose(
+                model.encode_text(ids), model.encode_text(padded, mask), atol=1e-6
+            )
 
 
 # The losses
@@ -217,7 +243,9 @@ def test_the_contrastive_loss_by_hand():
         by_text = [(scale.exp() * image[i] @ text[j]).exp() for j in range(4)]
         by_image = [(scale.exp() * image[j] @ text[i]).exp() for j in range(4)]
         terms += [-(by_text[i] / sum(by_text)).log() / 2, -(by_image[i] / sum(by_image)).log() / 2]
-    assert contrastive_loss(image, text, scale).item() == pytest.approx(float(sum(terms) / 4), abs=1e-9)
+    assert contrastive_loss(image, text, scale).item() == pytest.approx(
+        float(sum(terms) / 4), abs=1e-9
+    )
 
 
 def test_the_sigmoid_loss_by_hand_is_a_sum_over_pairs_divided_by_rows():
@@ -243,4 +271,6 @@ def test_the_sigmoid_loss_by_hand_is_a_sum_over_pairs_divided_by_rows():
 @pytest.mark.parametrize("which", [0, 1])
 def test_bad_input_is_refused_by_name(which, pixels, ids, mask, names):
     with pytest.raises(ValueError, match=names):
-        toys()[which](torch.zeros(pixels), torch.tensor(ids), None if mask is None else torch.tensor(mask))
+        toys()[which](
+            torch.zeros(pixels), torch.tensor(ids), None if mask is None else torch.tensor(mask)
+        )

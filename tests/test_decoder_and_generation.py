@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from minivlm import masks, rope
-from minivlm.checkpoints import Names, fill, read_json
-from minivlm.decoder import DECODER_NAMES, Decoder, DecoderConfig, KVCache
-from minivlm.generation import generate, left_align_padding, top_p_filter
+from minivlm.parts import masks, rope
+from minivlm.parts.decoder import Decoder, DecoderConfig, KVCache
+from minivlm.parts.generation import generate, left_align_padding, top_p_filter
 from minivlm.plotting import effective_mask
 from minivlm.pretrained import from_pretrained, save_pretrained
+from minivlm.pretrained.checkpoints import Names, fill, read_json
+from minivlm.pretrained.llama import DECODER_NAMES, decoder_config
 
 CONFIG = DecoderConfig(vocab_size=40, width=24, layers=2, heads=4, kv_heads=2, hidden=32)
 
@@ -25,7 +26,9 @@ def decoder(seed: int = 0, config: DecoderConfig = CONFIG) -> Decoder:
     return model
 
 
-@pytest.mark.parametrize("heads, kv_heads, head_dim, tied", [(4, 4, None, False), (6, 2, 8, True), (4, 1, 16, False)])
+@pytest.mark.parametrize(
+    "heads, kv_heads, head_dim, tied", [(4, 4, None, False), (6, 2, 8, True), (4, 1, 16, False)]
+)
 @pytest.mark.parametrize("bias", [False, True])
 def test_logits_are_those_of_transformers_llama(heads, kv_heads, head_dim, tied, bias):
     torch.manual_seed(heads + bias)
@@ -37,7 +40,7 @@ def test_logits_are_those_of_transformers_llama(heads, kv_heads, head_dim, tied,
     theirs = LlamaForCausalLM(theirs_config).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    ours = Decoder(DecoderConfig.from_hf(theirs_config.to_dict()))
+    ours = Decoder(decoder_config(theirs_config.to_dict()))
     weights = {name: p.detach() for name, p in theirs.named_parameters()}
     fill(ours, weights, Names(published=DECODER_NAMES))
     ids = torch.randint(50, (2, 9))
@@ -50,8 +53,15 @@ def test_logits_are_those_of_transformers_llama(heads, kv_heads, head_dim, tied,
 def test_a_llama_folder_of_transformers_is_read_and_one_of_ours_is_read_there(tmp_path):
     torch.manual_seed(0)
     for tied in (False, True):
-        shape = {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 20}
-        theirs = LlamaForCausalLM(LlamaConfig(vocab_size=50, num_hidden_layers=2, tie_word_embeddings=tied, **shape))
+        shape = {
+            "hidden_size": 24,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "intermediate_size": 20,
+        }
+        theirs = LlamaForCausalLM(
+            LlamaConfig(vocab_size=50, num_hidden_layers=2, tie_word_embeddings=tied, **shape)
+        )
         theirs.eval().save_pretrained(tmp_path / "theirs")
         ours = from_pretrained(tmp_path / "theirs")
         save_pretrained(ours, read_json(tmp_path / "theirs" / "config.json"), tmp_path / "ours")
@@ -105,7 +115,9 @@ def test_a_cached_continuation_gives_the_logits_of_one_pass(cut):
     cache = KVCache()
     with torch.no_grad():
         whole = model(ids)
-        parts = torch.cat([model(ids[:, :cut], cache=cache), model(ids[:, cut:], cache=cache)], dim=1)
+        parts = torch.cat(
+            [model(ids[:, :cut], cache=cache), model(ids[:, cut:], cache=cache)], dim=1
+        )
     assert cache.length == 9
     assert torch.allclose(whole, parts, atol=1e-5)
 
@@ -181,9 +193,15 @@ def test_sampling_follows_the_temperature():
 
 
 def test_left_align_padding_moves_tokens_but_keeps_their_order():
-    ids, mask = torch.tensor([[1, 2, 0, 0], [3, 4, 5, 6]]), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    ids, mask = (
+        torch.tensor([[1, 2, 0, 0], [3, 4, 5, 6]]),
+        torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]),
+    )
     ids, mask = left_align_padding(ids, mask)
-    assert ids.tolist() == [[0, 0, 1, 2], [3, 4, 5, 6]] and mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
+    assert ids.tolist() == [[0, 0, 1, 2], [3, 4, 5, 6]] and mask.tolist() == [
+        [0, 0, 1, 1],
+        [1, 1, 1, 1],
+    ]
 
 
 IDS = torch.ones(2, 3, dtype=torch.long)
@@ -200,11 +218,14 @@ IDS = torch.ones(2, 3, dtype=torch.long)
         (lambda m: generate(m, IDS, 1, top_p=0), "0"),
         (lambda m: generate(m, IDS[0], 1), r"\(3,\)"),
         (lambda m: generate(m, IDS, 1, attention_mask=torch.ones(2, 2)), r"\(2, 2\)"),
-        (lambda m: generate(m, IDS, 1, attention_mask=torch.tensor([[0, 0, 0], [1, 1, 1]])), "row 0"),
+        (
+            lambda m: generate(m, IDS, 1, attention_mask=torch.tensor([[0, 0, 0], [1, 1, 1]])),
+            "row 0",
+        ),
         (lambda m: rope.inverse_frequencies(5), "5"),
         (lambda m: Decoder(DecoderConfig(8, 8, 1, 4, 3, 8)), "4 query heads"),
-        (lambda m: DecoderConfig.from_hf({"rope_scaling": {"rope_type": "llama3"}}), "llama3"),
-        (lambda m: DecoderConfig.from_hf({"model_type": "opt"}), "opt"),
+        (lambda m: decoder_config({"rope_scaling": {"rope_type": "llama3"}}), "llama3"),
+        (lambda m: decoder_config({"model_type": "opt"}), "opt"),
     ],
 )
 def test_bad_input_is_refused_by_name(call, names):

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivlm import grammar, scenes
-from minivlm.grammar import Object
+from minivlm import scenes
+from minivlm.scenes import drawing, grammar
+from minivlm.scenes.grammar import Object
 
 
 def scene(*objects: Object) -> scenes.Scene:
-    return scenes.Scene(objects, "", "", scenes.render(objects, (64, 64)))
+    return scenes.Scene(objects, "", "", drawing.render(objects, (64, 64)))
 
 
 RED = Object("circle", "red", "small", (2, 2, 11, 11))
@@ -138,7 +139,22 @@ def test_any_text_is_judged_without_an_error(text):
 @given(
     st.lists(
         st.sampled_from(
-            ["a", "small", "red", "circle", "left", "of", "large", "blue", "square", "to", "the", "is", "there", "two"]
+            [
+                "a",
+                "small",
+                "red",
+                "circle",
+                "left",
+                "of",
+                "large",
+                "blue",
+                "square",
+                "to",
+                "the",
+                "is",
+                "there",
+                "two",
+            ]
         )
     )
 )
@@ -187,6 +203,8 @@ def test_probes_hold_as_many_yes_as_no_and_each_is_right(many):
             if probe.text.startswith("is there a "):
                 said = (words[-2], words[-1])
                 size = words[3] if words[3] in grammar.SIZES else None
-                there = any((t.color, t.shape) == said and size in (None, t.size) for t in s.objects)
+                there = any(
+                    (t.color, t.shape) == said and size in (None, t.size) for t in s.objects
+                )
                 assert (probe.answer == "yes") == there, probe
         assert facts

@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 
-from minivlm import grounding, instructions, scenes
-from minivlm.grammar import Object
-from minivlm.grounding import TAGS, Region, accepts, boxes_of, iou, overlaps, read, to_pixels, to_thousandths, write
+from minivlm import scenes
+from minivlm.boxes import TAGS, Region, boxes_of, iou, read, to_pixels, to_thousandths, write
 from minivlm.plotting import show_boxes
-from minivlm.questions import Question
+from minivlm.scenes import drawing, instructions, tasks
+from minivlm.scenes.grammar import Object
+from minivlm.scenes.questions import Question
+from minivlm.scenes.tasks import accepts, overlaps
 
 # Boxes as text
 
@@ -23,15 +25,23 @@ boxes = st.tuples(numbers, numbers, numbers, numbers).map(
 )
 words = st.text(min_size=1, max_size=12).filter(lambda text: not any(tag in text for tag in TAGS))
 box_lists = st.lists(boxes, max_size=3).map(tuple)
-named = st.builds(Region, words, box_lists).map(lambda region: [region])  # may stand behind anything
-nameless = st.tuples(words, st.lists(boxes, min_size=1, max_size=3).map(tuple)).map(lambda p: [p[0], Region("", p[1])])
+named = st.builds(Region, words, box_lists).map(
+    lambda region: [region]
+)  # may stand behind anything
+nameless = st.tuples(words, st.lists(boxes, min_size=1, max_size=3).map(tuple)).map(
+    lambda p: [p[0], Region("", p[1])]
+)
 
 
 @st.composite
 def documents(draw) -> list[str | Region]:
-    """Parts in the form that ``read`` returns: no two texts behind each other, no nameless region behind a region."""
+    """Parts in the form that ``read`` returns: no two texts behind each other, no nameless region
+    behind a region.
+    """
     parts = []
-    for chunk in draw(st.lists(st.one_of(named, nameless, words.map(lambda text: [text])), max_size=5)):
+    for chunk in draw(
+        st.lists(st.one_of(named, nameless, words.map(lambda text: [text])), max_size=5)
+    ):
         if parts and isinstance(parts[-1], str) and isinstance(chunk[0], str):
             chunk = chunk[1:]  # a text stands there already
         parts += chunk
@@ -71,7 +81,10 @@ def test_the_format_is_the_published_one():
     ]
     assert read(text) == parts and write(parts) == text
     assert read("<ref>the ear on a giraffe</ref>") == [Region("the ear on a giraffe")]
-    assert read("it is <box>(176,106),(232,160)</box>") == ["it is ", Region("", ((176, 106, 232, 160),))]
+    assert read("it is <box>(176,106),(232,160)</box>") == [
+        "it is ",
+        Region("", ((176, 106, 232, 160),)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -123,13 +136,20 @@ def test_nonsense_is_not_written(parts, names):
 # Pixels and thousandths
 
 
-@given(st.integers(1, 5000), st.integers(1, 5000), st.lists(st.floats(0, 1), min_size=4, max_size=4))
+@given(
+    st.integers(1, 5000), st.integers(1, 5000), st.lists(st.floats(0, 1), min_size=4, max_size=4)
+)
 def test_no_edge_moves_by_more_than_1_of_1998_of_the_side(width, height, shares):
     (left, right), (top, bottom) = sorted(shares[:2]), sorted(shares[2:])
     box = (left * width, top * height, right * width, bottom * height)
     there = to_thousandths(box, (width, height))
-    assert _is_box(there) and to_thousandths(to_pixels(there, (width, height)), (width, height)) == there
-    for before, after, side in zip(box, to_pixels(there, (width, height)), (width, height) * 2, strict=True):
+    assert (
+        _is_box(there)
+        and to_thousandths(to_pixels(there, (width, height)), (width, height)) == there
+    )
+    for before, after, side in zip(
+        box, to_pixels(there, (width, height)), (width, height) * 2, strict=True
+    ):
         assert abs(before - after) <= side / 1998 + 1e-9
 
 
@@ -157,13 +177,15 @@ def test_iou_counts_the_pixels_that_both_cover(a, b):
 
 def test_boxes_are_drawn_at_the_edges_of_their_pixels():
     thing = Object("square", "red", "large", (16, 32, 31, 47))
-    image = scenes.render([thing], (64, 64))
+    image = drawing.render([thing], (64, 64))
     axes = show_boxes(image, {"true": [thing.box], "said": [(0, 0, 64, 64), (1, 2, 3, 4)]})
     drawn = [(*patch.get_xy(), patch.get_width(), patch.get_height()) for patch in axes.patches]
     assert drawn == [(16, 32, 15, 15), (0, 0, 64, 64), (1, 2, 2, 2)]
     assert axes.images[0].get_extent() == [0, 64, 64, 0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["true", "said"]
-    first, *rest = [(p.get_edgecolor(), p.get_linestyle()) for p in axes.patches if isinstance(p, Rectangle)]
+    first, *rest = [
+        (p.get_edgecolor(), p.get_linestyle()) for p in axes.patches if isinstance(p, Rectangle)
+    ]
     assert rest[0] == rest[1] != first
     plt.close("all")
 
@@ -176,26 +198,30 @@ STARS = tuple(Object("star", "green", "small", (4 + 16 * i, 4, 13 + 16 * i, 13))
 
 
 def scene(*objects: Object) -> scenes.Scene:
-    return scenes.Scene(objects, "", "", scenes.render(objects, (64, 64)))
+    return scenes.Scene(objects, "", "", drawing.render(objects, (64, 64)))
 
 
 PAIR, ALIKE = scene(RED, BLUE), scene(*STARS)
-SCENES = scenes.sample(150, 5) + scenes.sample(80, 5, "composition") + scenes.sample(60, 3, label=2, cell=24, columns=5)
+SCENES = (
+    scenes.sample(150, 5)
+    + scenes.sample(80, 5, "composition")
+    + scenes.sample(60, 3, label=2, cell=24, columns=5)
+)
 any_scene, seeds = st.sampled_from(SCENES), st.integers(0, 10**6)
 KINDS = {"caption", "grounded caption", "grounding", "referring", "reading", "ocr"}
 
 
 @given(any_scene, seeds)
 def test_every_answer_is_accepted_and_every_seed_repeats(s, seed):
-    found = grounding.tasks(s, Random(seed))
-    assert found == grounding.tasks(s, Random(seed))
+    found = tasks.tasks(s, Random(seed))
+    assert found == tasks.tasks(s, Random(seed))
     assert len(found) == (7 if s.objects[0].text else 5)
     for asked in found:
         assert [answer for answer in asked.answers if not accepts(asked, answer, s)] == []
 
 
 def test_the_prompts_are_the_published_ones():
-    made = {asked.kind: asked for asked in grounding.tasks(PAIR, Random(1))}
+    made = {asked.kind: asked for asked in tasks.tasks(PAIR, Random(1))}
     assert set(made) >= KINDS and len(made) == 7
     red, blue = "<box>(31,31),(172,172)</box>", "<box>(749,500),(983,734)</box>"
     assert made["caption"].text == "Generate the caption in English:"
@@ -205,28 +231,50 @@ def test_the_prompts_are_the_published_ones():
         f"<ref>{noun}</ref>{red} left of <ref>{other}</ref>{blue}",
         f"<ref>{other}</ref>{blue} right of <ref>{noun}</ref>{red}",
     )
-    assert made["ocr"].text == "OCR with grounding:" and made["ocr"].answer == f"<ref>A7</ref>{red}<ref>K2</ref>{blue}"
+    assert (
+        made["ocr"].text == "OCR with grounding:"
+        and made["ocr"].answer == f"<ref>A7</ref>{red}<ref>K2</ref>{blue}"
+    )
     seen = {kind: set() for kind in KINDS}
     for seed in range(30):
-        for asked in grounding.tasks(PAIR, Random(seed)):
+        for asked in tasks.tasks(PAIR, Random(seed)):
             seen.setdefault(asked.kind, set()).add((asked.text, asked.answer))
-    assert seen["grounding"] == {(f"<ref>the{n[1:]}</ref>", box) for n, box in ((noun, red), (other, blue))}
-    assert seen["referring"] == {(f"<ref>This</ref>{box} is", n) for n, box in ((noun, red), (other, blue))}
-    reading = "what is written on the small red circle?", "what is written on the large blue square?"
+    assert seen["grounding"] == {
+        (f"<ref>the{n[1:]}</ref>", box) for n, box in ((noun, red), (other, blue))
+    }
+    assert seen["referring"] == {
+        (f"<ref>This</ref>{box} is", n) for n, box in ((noun, red), (other, blue))
+    }
+    reading = (
+        "what is written on the small red circle?",
+        "what is written on the large blue square?",
+    )
     assert seen["reading"] == set(zip(reading, ("A7", "K2"), strict=True))
 
 
 def test_objects_that_look_alike_are_named_together_and_each_has_its_box():
-    made = {asked.kind: asked for asked in grounding.tasks(scene(*STARS[::-1]), Random(0))}
-    three = "".join(f"<box>({a},62),({b},203)</box>" for a, b in ((62, 203), (312, 453), (562, 702)))
-    assert made["grounding"] == Question("<ref>three small green stars</ref>", (three,), "grounding")
+    made = {asked.kind: asked for asked in tasks.tasks(scene(*STARS[::-1]), Random(0))}
+    three = "".join(
+        f"<box>({a},62),({b},203)</box>" for a, b in ((62, 203), (312, 453), (562, 702))
+    )
+    assert made["grounding"] == Question(
+        "<ref>three small green stars</ref>", (three,), "grounding"
+    )
     assert made["grounded caption"].answers == (f"<ref>three small green stars</ref>{three}",)
     turned = write([Region(boxes=tuple(boxes_of(three)[::-1]))])
-    assert accepts(made["grounding"], turned, ALIKE) and overlaps(made["grounding"], turned) == [1, 1, 1]
+    assert accepts(made["grounding"], turned, ALIKE) and overlaps(made["grounding"], turned) == [
+        1,
+        1,
+        1,
+    ]
     shifted = three.replace("(62,62),(203,203)", "(62,262),(203,403)")
-    assert not accepts(made["grounding"], shifted, ALIKE) and overlaps(made["grounding"], shifted) == [0, 1, 1]
+    assert not accepts(made["grounding"], shifted, ALIKE) and overlaps(
+        made["grounding"], shifted
+    ) == [0, 1, 1]
     for wrong in (three[: three.rindex("<box>")], three + "<box>(0,0),(9,9)</box>", three * 5):
-        assert not accepts(made["grounding"], wrong, ALIKE) and overlaps(made["grounding"], wrong) == [0, 0, 0]
+        assert not accepts(made["grounding"], wrong, ALIKE) and overlaps(
+            made["grounding"], wrong
+        ) == [0, 0, 0]
 
 
 def move(text: str, by: int) -> str:
@@ -236,18 +284,29 @@ def move(text: str, by: int) -> str:
         step = by if box[2] + by < 1000 else -by
         return (box[0] + step, box[1], box[2] + step, box[3])
 
-    parts = [p if isinstance(p, str) else Region(p.text, tuple(map(moved, p.boxes))) for p in read(text)]
+    parts = [
+        p if isinstance(p, str) else Region(p.text, tuple(map(moved, p.boxes))) for p in read(text)
+    ]
     return write(parts)
 
 
 @given(any_scene, seeds)
 def test_a_box_that_lies_too_far_off_is_refused(s, seed):
-    for asked in grounding.tasks(s, Random(seed)):
+    for asked in tasks.tasks(s, Random(seed)):
         if asked.kind in ("grounding", "grounded caption", "ocr"):
             width = min(x2 - x1 for x1, _, x2, _ in boxes_of(asked.answer))
-            near, far = move(asked.answer, width // 4), move(asked.answer, width // 2)  # IoU 0.6 and 0.33
-            assert accepts(asked, near, s) and not accepts(asked, near, s, least=0.7) and not accepts(asked, far, s)
-            assert 0.55 < min(overlaps(asked, near)) < 0.65 and 0.3 < min(overlaps(asked, far)) < 0.4
+            near, far = (
+                move(asked.answer, width // 4),
+                move(asked.answer, width // 2),
+            )  # IoU 0.6 and 0.33
+            assert (
+                accepts(asked, near, s)
+                and not accepts(asked, near, s, least=0.7)
+                and not accepts(asked, far, s)
+            )
+            assert (
+                0.55 < min(overlaps(asked, near)) < 0.65 and 0.3 < min(overlaps(asked, far)) < 0.4
+            )
 
 
 @pytest.mark.parametrize(
@@ -277,7 +336,14 @@ def test_a_box_that_lies_too_far_off_is_refused(s, seed):
         (
             "referring",
             ["a small red circle", "The red circle.", "a little red circle labelled A7"],
-            ["a blue square", "a large red circle", "a red circle labelled K2", "red", "two red circles", ""],
+            [
+                "a blue square",
+                "a large red circle",
+                "a red circle labelled K2",
+                "red",
+                "two red circles",
+                "",
+            ],
         ),
         ("reading", ["A7", " A7"], ["a7", "K2", "A 7", "A", ""]),
         (
@@ -297,8 +363,15 @@ def test_a_box_that_lies_too_far_off_is_refused(s, seed):
     ],
 )
 def test_every_right_answer_is_accepted_and_no_wrong_one(kind, right, wrong):
-    made = [asked for seed in range(9) for asked in grounding.tasks(PAIR, Random(seed)) if asked.kind == kind]
-    asked = next(a for a in made if "blue" not in a.text and "749" not in a.text)  # about the circle
+    made = [
+        asked
+        for seed in range(9)
+        for asked in tasks.tasks(PAIR, Random(seed))
+        if asked.kind == kind
+    ]
+    asked = next(
+        a for a in made if "blue" not in a.text and "749" not in a.text
+    )  # about the circle
     assert [answer for answer in right if not accepts(asked, answer, PAIR)] == []
     assert [answer for answer in wrong if accepts(asked, answer, PAIR)] == []
 
@@ -307,32 +380,42 @@ def test_answers_of_another_scene_are_mostly_refused():
     rng, wrong = Random(2), {kind: [] for kind in KINDS}
     for _ in range(600):
         s, other = rng.sample(SCENES, 2)
-        theirs = {asked.kind: asked.answer for asked in grounding.tasks(other, rng)}
-        for asked in grounding.tasks(s, rng):
+        theirs = {asked.kind: asked.answer for asked in tasks.tasks(other, rng)}
+        for asked in tasks.tasks(s, rng):
             if asked.kind in KINDS & theirs.keys():
                 wrong[asked.kind].append(accepts(asked, theirs[asked.kind], s))
-    assert {kind for kind, found in wrong.items() if sum(found) > 0.06 * len(found) or not found} == set()
+    assert {
+        kind for kind, found in wrong.items() if sum(found) > 0.06 * len(found) or not found
+    } == set()
 
 
 @given(
     any_scene,
     seeds,
-    st.one_of(st.text(), st.lists(st.one_of(pieces, st.sampled_from(["a red star", " "]))).map("".join)),
+    st.one_of(
+        st.text(), st.lists(st.one_of(pieces, st.sampled_from(["a red star", " "]))).map("".join)
+    ),
 )
 def test_any_answer_is_judged_without_an_error(s, seed, answer):
-    for asked in grounding.tasks(s, Random(seed)):
+    for asked in tasks.tasks(s, Random(seed)):
         assert accepts(asked, answer, s) in (True, False)
 
 
 def test_a_conversation_about_several_pictures_says_which_one_it_asks_about():
     image, found = {"type": "image"}, SCENES[:3]
-    asked, said = grounding.album(found, Random(4), turns=5)
-    assert [part for part in said[0]["content"] if part == image] == [image] * 3 and said[0]["content"][:3] == [
-        image
-    ] * 3
+    asked, said = tasks.album(found, Random(4), turns=5)
+    assert [part for part in said[0]["content"] if part == image] == [image] * 3 and said[0][
+        "content"
+    ][:3] == [image] * 3
     assert len(asked) == 5 and len({number for number, _ in asked}) > 1 and len(said) == 10
     for (number, turn), question, answer in zip(asked, said[::2], said[1::2], strict=True):
-        text = question["content"] if isinstance(question["content"], str) else question["content"][-1]["text"]
-        assert text == f"In Picture {number + 1}: {turn.text}" and accepts(turn, answer["content"], found[number])
-    ((_, turn),), said = grounding.album(found[:1], Random(0), turns=1)
+        text = (
+            question["content"]
+            if isinstance(question["content"], str)
+            else question["content"][-1]["text"]
+        )
+        assert text == f"In Picture {number + 1}: {turn.text}" and accepts(
+            turn, answer["content"], found[number]
+        )
+    ((_, turn),), said = tasks.album(found[:1], Random(0), turns=1)
     assert said == instructions.messages([turn], image)

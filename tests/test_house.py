@@ -1,4 +1,6 @@
-"""The shape of the repository: what imports what, how long a module may be, what the package never does."""
+"""The shape of the repository: what imports what, how long a module may be, what the package never
+does.
+"""
 
 import ast
 import io
@@ -38,7 +40,15 @@ SHARED = {
     *("checkpoints", "__init__"),
 }
 # They import anything, and no other module imports them.
-FREE = {"pretrained", "captioner", "train_clip", "train_blip", "assistant", "train_qwen_vl", "train_qwen2_vl"}
+FREE = {
+    "pretrained",
+    "captioner",
+    "train_clip",
+    "train_blip",
+    "assistant",
+    "train_qwen_vl",
+    "train_qwen2_vl",
+}
 FREE |= {"speaking", "__main__"}
 
 MODULE_LINES, PACKAGE_CODE_LINES = 360, 5400
@@ -56,8 +66,12 @@ def non_blank_lines(source: str) -> int:
 def code_lines(source: str) -> int:
     """Lines with code on them: no blank line, comment or docstring."""
     skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
-    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in skipped]
-    lines = {n for t in tokens if t.type != tokenize.ENDMARKER for n in range(t.start[0], t.end[0] + 1)}
+    tokens = [
+        t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in skipped
+    ]
+    lines = {
+        n for t in tokens if t.type != tokenize.ENDMARKER for n in range(t.start[0], t.end[0] + 1)
+    }
     return len(lines - docstring_lines(ast.parse(source)))
 
 
@@ -80,7 +94,9 @@ def test_module_is_short_and_says_what_it_is(path: Path) -> None:
 
 
 def test_package_is_read_in_an_evening() -> None:
-    assert sum(code_lines(path.read_text(encoding="utf-8")) for path in MODULES) < PACKAGE_CODE_LINES
+    assert (
+        sum(code_lines(path.read_text(encoding="utf-8")) for path in MODULES) < PACKAGE_CODE_LINES
+    )
 
 
 def test_lines_are_counted() -> None:
@@ -117,7 +133,9 @@ def allowed_imports(name: str) -> set[str]:
     raise ValueError(f"{name} is in none of CONCEPTS, SHARED and FREE")
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.stem not in FREE], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if p.stem not in FREE], ids=lambda path: path.stem
+)
 def test_module_imports_only_what_comes_before_it(path: Path) -> None:
     imported = imported_modules(ast.parse(path.read_text(encoding="utf-8")))
     assert imported - allowed_imports(path.stem) == set()
@@ -150,7 +168,11 @@ def loose_loading(tree: ast.Module) -> list[str]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [*(alias.name for alias in node.names), getattr(node, "module", None) or ""]
             found += [name for name in names if name.split(".")[0] in ("pickle", "dill", "joblib")]
-        if isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant) and node.value.value is False:
+        if (
+            isinstance(node, ast.keyword)
+            and isinstance(node.value, ast.Constant)
+            and node.value.value is False
+        ):
             found += [f"{node.arg}=False"] if node.arg in ("weights_only", "strict") else []
     return found
 
@@ -161,7 +183,11 @@ def device_names(tree: ast.Module) -> list[str]:
         return []
     calls = [tree.attr] if isinstance(tree, ast.Attribute) and tree.attr == "cuda" else []
     names = [tree.value] if is_string(tree) and DEVICE.fullmatch(tree.value) else []
-    return calls + names + [name for child in ast.iter_child_nodes(tree) for name in device_names(child)]
+    return (
+        calls
+        + names
+        + [name for child in ast.iter_child_nodes(tree) for name in device_names(child)]
+    )
 
 
 def reads_device_variable(tree: ast.AST) -> bool:
@@ -180,15 +206,21 @@ def test_one_place_reads_the_device_variable() -> None:
     assert sum(path.read_text(encoding="utf-8").count('MINIVLM_DEVICE"') for path in MODULES) <= 1
 
 
-@pytest.mark.parametrize("source", ["import pickle", "from pickle import load", "m.load_state_dict(w, strict=False)"])
+@pytest.mark.parametrize(
+    "source", ["import pickle", "from pickle import load", "m.load_state_dict(w, strict=False)"]
+)
 def test_loose_loading_is_found(source: str) -> None:
     assert loose_loading(ast.parse(source))
 
 
-@pytest.mark.parametrize("source", ["x.to('cpu')", "x.cuda()", "f(device='cuda:1')", "def f(d='cpu'): pass"])
+@pytest.mark.parametrize(
+    "source", ["x.to('cpu')", "x.cuda()", "f(device='cuda:1')", "def f(d='cpu'): pass"]
+)
 def test_device_names_are_found(source: str) -> None:
     assert device_names(ast.parse(source))
-    assert not device_names(ast.parse("def device():\n    return environ.get('MINIVLM_DEVICE', 'cpu')"))
+    assert not device_names(
+        ast.parse("def device():\n    return environ.get('MINIVLM_DEVICE', 'cpu')")
+    )
 
 
 # Requirements, environment, style
@@ -203,19 +235,27 @@ def pins(name: str) -> dict[str, Requirement]:
 
 def test_everything_is_pinned_once() -> None:
     base, dev = pins("requirements.txt"), pins("requirements-dev.txt")
-    assert all(re.fullmatch(r"==[\d.]+", str(pin.specifier)) for pin in (*base.values(), *dev.values()))
+    assert all(
+        re.fullmatch(r"==[\d.]+", str(pin.specifier)) for pin in (*base.values(), *dev.values())
+    )
     assert not set(base) & set(dev)
 
 
 def test_pins_satisfy_the_floors_of_the_package() -> None:
     floors = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
-    pinned = {name: str(pin.specifier).removeprefix("==") for name, pin in pins("requirements.txt").items()}
+    pinned = {
+        name: str(pin.specifier).removeprefix("==")
+        for name, pin in pins("requirements.txt").items()
+    }
     assert all(floor.specifier.contains(pinned[floor.name]) for floor in floors)
 
 
 def test_tests_run_on_one_thread_and_nbval_has_the_same_timeout_as_the_execute_tool() -> None:
     assert torch.get_num_threads() == int(SETTINGS["OMP_NUM_THREADS"]) == 1
-    assert f"--nbval-cell-timeout={CELL_TIMEOUT}" in PYPROJECT["tool"]["pytest"]["ini_options"]["addopts"]
+    assert (
+        f"--nbval-cell-timeout={CELL_TIMEOUT}"
+        in PYPROJECT["tool"]["pytest"]["ini_options"]["addopts"]
+    )
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=["lint", "format"])

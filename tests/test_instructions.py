@@ -1,4 +1,6 @@
-"""Instruction data made from scenes: every answer follows from the structure, and a program can judge any other."""
+"""Instruction data made from scenes: every answer follows from the structure, and a program can
+judge any other.
+"""
 
 import re
 from random import Random
@@ -7,23 +9,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivlm import grammar, instructions, scenes
+from minivlm import scenes
 from minivlm.bpe import BPETokenizer
-from minivlm.grammar import COLORS, SHAPES, SIZES, Object
-from minivlm.instructions import PHRASINGS, accepts, conversation, corpus, description, listing, phrase, reasoning
 from minivlm.multimodal import CONTROL, IGNORE, Processor
-from minivlm.questions import Question
+from minivlm.scenes import drawing, grammar, instructions
+from minivlm.scenes.grammar import COLORS, SHAPES, SIZES, Object
+from minivlm.scenes.instructions import (
+    PHRASINGS,
+    accepts,
+    conversation,
+    corpus,
+    description,
+    listing,
+    phrase,
+    reasoning,
+)
+from minivlm.scenes.questions import Question
 from minivlm.vit import to_pixels
 
 
 def scene(*objects: Object) -> scenes.Scene:
-    return scenes.Scene(objects, "", "", scenes.render(objects, (64, 64)))
+    return scenes.Scene(objects, "", "", drawing.render(objects, (64, 64)))
 
 
 TASKS = {"conversation": conversation, "description": description, "reasoning": reasoning}
 RED = Object("circle", "red", "small", (2, 2, 11, 11))
 BLUE = Object("square", "blue", "large", (48, 32, 63, 47))  # right of and below RED
-STARS = scene(*(Object("star", "green", "small", (4 + 16 * i, 4, 13 + 16 * i, 13)) for i in range(3)))
+STARS = scene(
+    *(Object("star", "green", "small", (4 + 16 * i, 4, 13 + 16 * i, 13)) for i in range(3))
+)
 PAIR = scene(RED, BLUE)
 SCENES = scenes.sample(300, 5) + scenes.sample(100, 5, "composition")
 TRAIN, SEEDS = SCENES[:300], st.integers(0, 10**6)
@@ -34,13 +48,22 @@ any_scene, any_task = st.sampled_from(SCENES), st.sampled_from(list(TASKS.values
 def turns() -> list[tuple[scenes.Scene, Question]]:
     """Many turns of every kind, in every phrasing."""
     rng = Random(0)
-    made = [(s, make(s, rng, held_out)) for s in SCENES for make in TASKS.values() for held_out in (False, True)]
+    made = [
+        (s, make(s, rng, held_out))
+        for s in SCENES
+        for make in TASKS.values()
+        for held_out in (False, True)
+    ]
     return [(s, turn) for s, conversation in made for turn in conversation]
 
 
 def texts(found: list[list[dict]]) -> list[str]:
     contents = [message["content"] for messages in found for message in messages]
-    return [text for c in contents for text in ([c] if isinstance(c, str) else [part["text"] for part in c])]
+    return [
+        text
+        for c in contents
+        for text in ([c] if isinstance(c, str) else [part["text"] for part in c])
+    ]
 
 
 def words(phrasing: str) -> set[str]:
@@ -61,8 +84,12 @@ def read_back(text: str) -> list[tuple[str, str, str, int, int]]:
 
 @given(any_scene, SEEDS)
 def test_a_listing_tells_every_object_and_its_cell(s, seed):
-    cells = [((y1 + y2) // 32, (x1 + x2) // 32) for x1, y1, x2, y2 in (thing.box for thing in s.objects)]
-    structure = [(t.size, t.color, t.shape, *cell) for t, cell in zip(s.objects, cells, strict=True)]
+    cells = [
+        ((y1 + y2) // 32, (x1 + x2) // 32) for x1, y1, x2, y2 in (thing.box for thing in s.objects)
+    ]
+    structure = [
+        (t.size, t.color, t.shape, *cell) for t, cell in zip(s.objects, cells, strict=True)
+    ]
     assert read_back(listing(s)) == sorted(structure, key=lambda thing: thing[3:])  # row by row
     assert sorted(read_back(listing(s, Random(seed)))) == sorted(structure)
 
@@ -76,7 +103,9 @@ def test_a_listing_is_in_reading_order_or_in_a_random_one():
 
 @given(any_scene)
 def test_a_listing_says_enough_to_tell_which_relations_hold(s):
-    """The relations of the cells are those of the pixels, so a model that reads the listing can answer."""
+    """The relations of the cells are those of the pixels, so a model that reads the listing can
+    answer.
+    """
     cells = read_back(listing(s))
     if len(cells) == 2:
         (*_, row, column), (*_, other_row, other_column) = cells
@@ -99,7 +128,9 @@ def test_every_answer_is_accepted_and_every_seed_repeats(s, make, seed, held_out
 def test_every_task_and_every_kind_is_made(turns):
     assert {turn.kind for _, turn in turns} == set(PHRASINGS)
     rng = Random(0)
-    kinds = {name: {turn.kind for s in SCENES for turn in make(s, rng)} for name, make in TASKS.items()}
+    kinds = {
+        name: {turn.kind for s in SCENES for turn in make(s, rng)} for name, make in TASKS.items()
+    }
     assert kinds["conversation"] == {"colour", "shape", "size", "count", "relation", "yes/no"}
     assert kinds["description"] == {"caption"} and kinds["reasoning"] == {"count", "same", "which"}
     lengths = {len(conversation(s, Random(i))) for i, s in enumerate(SCENES)}
@@ -116,14 +147,24 @@ def asked(s: scenes.Scene) -> dict[str, str]:
 def test_reasoning_about_two_objects_is_the_expected_one():
     found = asked(PAIR)
     absent = {text for text, answer in found.items() if answer == "zero"}
-    assert absent == {f"how many {color} objects are there?" for color in COLORS if color not in ("red", "blue")} | {
-        f"how many {grammar.plural(shape)} are there?" for shape in SHAPES if shape not in ("circle", "square")
+    assert absent == {
+        f"how many {color} objects are there?" for color in COLORS if color not in ("red", "blue")
+    } | {
+        f"how many {grammar.plural(shape)} are there?"
+        for shape in SHAPES
+        if shape not in ("circle", "square")
     }
     red, blue = "the small red circle", "the large blue square"
     assert {text: answer for text, answer in found.items() if text not in absent} == {
         "how many objects are there?": "two",
-        **{f"how many {noun} are there?": "one" for noun in ("red objects", "blue objects", "circles", "squares")},
-        **{f"are the objects of the same {feature}?": "no" for feature in ("colour", "shape", "size")},
+        **{
+            f"how many {noun} are there?": "one"
+            for noun in ("red objects", "blue objects", "circles", "squares")
+        },
+        **{
+            f"are the objects of the same {feature}?": "no"
+            for feature in ("colour", "shape", "size")
+        },
         **{f"which object is {more}?": red for more in ("smaller", "higher", "further left")},
         **{f"which object is {more}?": blue for more in ("larger", "lower", "further right")},
     }
@@ -131,7 +172,9 @@ def test_reasoning_about_two_objects_is_the_expected_one():
 
 def test_reasoning_about_objects_that_look_alike_compares_no_two_of_them():
     found = asked(STARS)
-    assert found["how many stars are there?"] == found["how many green objects are there?"] == "three"
+    assert (
+        found["how many stars are there?"] == found["how many green objects are there?"] == "three"
+    )
     assert found["are the objects of the same size?"] == "yes"
     assert not any(text.startswith("which") for text in found)
     assert all(text.startswith("how many") for text in asked(scene(RED)))
@@ -146,18 +189,25 @@ def test_a_false_caption_of_the_scene_is_no_answer_to_a_description():
 
 
 def test_no_training_text_asks_for_a_colour_and_a_shape_that_are_never_shown_together():
-    held_out = re.compile("|".join(f"{color} {shape}" for color, shape in scenes.HELD_OUT))
+    held_out = re.compile("|".join(f"{color} {shape}" for color, shape in drawing.HELD_OUT))
     assert not [text for text in texts(corpus(TRAIN, 0)) if held_out.search(text)]
 
 
 def test_a_held_out_pair_that_a_scene_shows_is_asked_about_with_both_answers():
     for s in [s for s in SCENES[300:] if len(s.questions) > 7][:10]:
         about = {probe.text for probe in s.probes if probe.text.startswith("is the ")}
-        assert about and about <= {turn.text for seed in range(400) for turn in conversation(s, Random(seed))}
+        assert about and about <= {
+            turn.text for seed in range(400) for turn in conversation(s, Random(seed))
+        }
 
 
 def test_as_many_probes_are_true_as_false():
-    answers = [t.answer for i, s in enumerate(SCENES * 5) for t in conversation(s, Random(i)) if t.kind == "yes/no"]
+    answers = [
+        t.answer
+        for i, s in enumerate(SCENES * 5)
+        for t in conversation(s, Random(i))
+        if t.kind == "yes/no"
+    ]
     assert 0.46 < answers.count("yes") / len(answers) < 0.54
 
 
@@ -174,13 +224,22 @@ def test_a_held_out_phrasing_is_no_training_phrasing_but_has_only_its_words():
 @given(any_scene, any_task, SEEDS)
 def test_the_same_seed_asks_the_same_in_both_ways(s, make, seed):
     for common, rare in zip(make(s, Random(seed)), make(s, Random(seed), True), strict=True):
-        assert (common.answers, common.kind) == (rare.answers, rare.kind) and common.text != rare.text
+        assert (common.answers, common.kind) == (
+            rare.answers,
+            rare.kind,
+        ) and common.text != rare.text
         assert phrase(common, Random(0), held_out=True) == rare
 
 
 def test_training_never_says_anything_in_a_held_out_phrasing():
     rng = Random(1)
-    rare = {turn.text for s in TRAIN for make in TASKS.values() for _ in range(3) for turn in make(s, rng, True)}
+    rare = {
+        turn.text
+        for s in TRAIN
+        for make in TASKS.values()
+        for _ in range(3)
+        for turn in make(s, rng, True)
+    }
     assert len(rare) > 100
     assert not rare & {line for text in texts(corpus(TRAIN, 0)) for line in text.split("\n")}
 
@@ -228,33 +287,76 @@ def test_answers_of_another_scene_are_mostly_refused(turns, kind, most):
         (
             "where is the small red circle?",
             "relation",
-            ["left of the large blue square", "To the left of a blue square.", "above the big blue square"],
-            ["right of the large blue square", "left of the large red square", "left of", "left", "above", ""],
+            [
+                "left of the large blue square",
+                "To the left of a blue square.",
+                "above the big blue square",
+            ],
+            [
+                "right of the large blue square",
+                "left of the large red square",
+                "left of",
+                "left",
+                "above",
+                "",
+            ],
         ),
         (
             "say where the large blue square is.",
             "relation",
-            ["right of the small red circle", "to the right of a red circle", "under the red circle"],
-            ["left of the small red circle", "right of the large blue square", "the small red circle"],
+            [
+                "right of the small red circle",
+                "to the right of a red circle",
+                "under the red circle",
+            ],
+            [
+                "left of the small red circle",
+                "right of the large blue square",
+                "the small red circle",
+            ],
         ),
         (
             "which object is larger?",
             "which",
             ["the large blue square", "a blue square", "the big blue square"],
-            ["the small red circle", "the large red square", "the square", "two blue squares", "larger", ""],
+            [
+                "the small red circle",
+                "the large red square",
+                "the square",
+                "two blue squares",
+                "larger",
+                "",
+            ],
         ),
-        ("what size is the circle?", "size", ["small", "little", "Small."], ["large", "circle", "small red", ""]),
-        ("how many objects are there?", "count", ["two", "2", "Two."], ["three", "a", "zero", "2 objects", ""]),
+        (
+            "what size is the circle?",
+            "size",
+            ["small", "little", "Small."],
+            ["large", "circle", "small red", ""],
+        ),
+        (
+            "how many objects are there?",
+            "count",
+            ["two", "2", "Two."],
+            ["three", "a", "zero", "2 objects", ""],
+        ),
         (
             "describe the picture.",
             "caption",
-            ["a red circle above a blue square", "There is a big blue square below a little red circle."],
+            [
+                "a red circle above a blue square",
+                "There is a big blue square below a little red circle.",
+            ],
             ["a red circle", "a red circle below a blue square", "describe the picture.", ""],
         ),
     ],
 )
 def test_every_right_wording_is_accepted_and_no_wrong_one(text, kind, right, wrong):
-    first = {"relation": "left of the large blue square", "which": "the large blue square", "size": "small"}
+    first = {
+        "relation": "left of the large blue square",
+        "which": "the large blue square",
+        "size": "small",
+    }
     turn = Question(text, (first.get(kind, "two"),), kind)
     assert [answer for answer in right if not accepts(turn, answer, PAIR)] == []
     assert [answer for answer in wrong if accepts(turn, answer, PAIR)] == []
@@ -262,7 +364,10 @@ def test_every_right_wording_is_accepted_and_no_wrong_one(text, kind, right, wro
 
 def test_nothing_is_right_about_an_object_that_is_not_there():
     turn = Question("which object is larger?", ("the large red cross",), "which")
-    assert not any(accepts(turn, answer, PAIR) for answer in ("the large red cross", "the blue square", "red", ""))
+    assert not any(
+        accepts(turn, answer, PAIR)
+        for answer in ("the large red cross", "the blue square", "red", "")
+    )
 
 
 def test_zero_may_be_said_in_three_ways():
@@ -309,13 +414,21 @@ def test_the_context_stands_once_before_the_first_instruction():
     ]
     for context, part in (("f", image | {"text": "f"}), (image, image)):
         told = instructions.messages([first, second], context)
-        assert [m["content"] for m in told] == [[part, {"type": "text", "text": "a?"}], "b", "d?", "e"]
+        assert [m["content"] for m in told] == [
+            [part, {"type": "text", "text": "a?"}],
+            "b",
+            "d?",
+            "e",
+        ]
 
 
 def test_without_an_instruction_only_the_context_is_said():
     plain = [Question("", ("b",), "caption")]
     assert instructions.messages(plain) == [{"role": "assistant", "content": "b"}]
-    for context, content in (("f", [{"type": "image", "text": "f"}]), ({"type": "image"}, [{"type": "image"}])):
+    for context, content in (
+        ("f", [{"type": "image", "text": "f"}]),
+        ({"type": "image"}, [{"type": "image"}]),
+    ):
         assert instructions.messages(plain, context)[0] == {"role": "user", "content": content}
 
 

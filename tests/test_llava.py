@@ -8,18 +8,21 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaForConditionalGeneration
 from transformers import LlavaConfig as TheirConfig
 
-from minivlm import masks
-from minivlm.generation import generate
 from minivlm.llava import Llava, train_stage
+from minivlm.parts import masks
+from minivlm.parts.generation import generate
 from minivlm.plotting import effective_mask
 from minivlm.pretrained import from_pretrained
+from minivlm.pretrained.llava import build_llava
 
 IMAGE = 49
 
 
 def reference(seed: int, **options) -> LlavaForConditionalGeneration:
     """A random LLaVA of transformers; the shape varies with the seed."""
-    heads, kv_heads, depth, patch = [(4, 2, 2, 4), (3, 3, 1, 8), (6, 1, 3, 4), (2, 1, 2, 8)][seed % 4]
+    heads, kv_heads, depth, patch = [(4, 2, 2, 4), (3, 3, 1, 8), (6, 1, 3, 4), (2, 1, 2, 8)][
+        seed % 4
+    ]
     vision = CLIPVisionConfig(
         hidden_size=16, num_hidden_layers=depth, num_attention_heads=2 ** (seed % 3), intermediate_size=24,
         image_size=16, patch_size=patch,
@@ -44,7 +47,9 @@ def prompts(tokens: int, side: str) -> tuple[torch.Tensor, torch.Tensor, torch.T
     rows = [[1, *run, 3, 4, *run, 5], [7, 8, *run, 9]]
     longest = max(map(len, rows))
     pads = [[0] * (longest - len(row)) for row in rows]
-    joined = [pad + row if side == "left" else row + pad for pad, row in zip(pads, rows, strict=True)]
+    joined = [
+        pad + row if side == "left" else row + pad for pad, row in zip(pads, rows, strict=True)
+    ]
     ones = [[1] * len(row) for row in rows]
     mask = [pad + one if side == "left" else one + pad for pad, one in zip(pads, ones, strict=True)]
     pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -72,7 +77,9 @@ def test_logits_and_greedy_ids_are_those_of_transformers(tmp_path, seed, layer, 
     for side, use_cache in itertools.product(("left", "right"), (True, False)):
         ids, mask, pixels = prompts(ours.image_tokens, side)
         if use_cache or IMAGE not in expected:
-            got = generate(ours, ids, 7, attention_mask=mask, pixel_values=pixels, use_cache=use_cache)
+            got = generate(
+                ours, ids, 7, attention_mask=mask, pixel_values=pixels, use_cache=use_cache
+            )
             assert torch.equal(got, expected)
 
 
@@ -99,7 +106,9 @@ def test_tied_output_layers_are_read_and_may_stand_in_the_file_twice(tmp_path):
     assert ((ours(ids, pixels, mask) - expected) * mask[..., None]).abs().max() < 1e-5
     file = tmp_path / "model.safetensors"
     tensors = load_file(file)
-    twice = tensors | {"language_model.lm_head.weight": tensors["language_model.model.embed_tokens.weight"].clone()}
+    twice = tensors | {
+        "language_model.lm_head.weight": tensors["language_model.model.embed_tokens.weight"].clone()
+    }
     save_file(twice, file)
     assert from_pretrained(tmp_path).decoder.head.weight.equal(ours.decoder.head.weight)
     twice["language_model.lm_head.weight"][0, 0] += 1
@@ -109,9 +118,14 @@ def test_tied_output_layers_are_read_and_may_stand_in_the_file_twice(tmp_path):
 
 
 def toy() -> Llava:
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    shape = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 20,
+    }
     torch.manual_seed(0)
-    return Llava.from_hf(
+    return build_llava(
         {
             "image_token_index": 900,  # outside the vocabulary, as in the paper's own code
             "vision_feature_layer": -1,
@@ -138,14 +152,17 @@ def test_every_later_token_sees_the_image_and_no_earlier_one_does():
     pixels = torch.randn(1, 3, 8, 8, requires_grad=True)
     logits = model(ids, pixels)
     reached = [
-        torch.autograd.grad(logits[0, t, 5], pixels, retain_graph=True)[0].abs().sum().item() > 0 for t in range(7)
+        torch.autograd.grad(logits[0, t, 5], pixels, retain_graph=True)[0].abs().sum().item() > 0
+        for t in range(7)
     ]
     assert reached == [False] + [True] * 6
     x = model.embed(ids, pixels.detach())
     assert torch.equal(effective_mask(lambda x: model.decoder(embeds=x), x), masks.causal(7))
 
 
-@pytest.mark.parametrize("row", [[1, 900, 900, 900, 900, 2, 900, 900, 900, 900, 3], [900] * 4 + [4, 5]])
+@pytest.mark.parametrize(
+    "row", [[1, 900, 900, 900, 900, 2, 900, 900, 900, 900, 3], [900] * 4 + [4, 5]]
+)
 def test_with_two_way_images_each_image_is_a_block_and_the_rest_is_causal(row):
     model, ids = toy(), torch.tensor([row])
     for parameter in model.parameters():
@@ -173,17 +190,25 @@ def test_two_way_images_generate_the_same_with_and_without_a_cache_and_padding()
     ids = torch.tensor([row + [0] * (7 - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (7 - len(row)) for row in rows])
     new = generate(model, ids, 6, attention_mask=mask, pixel_values=pixels)
-    assert torch.equal(new, generate(model, ids, 6, attention_mask=mask, pixel_values=pixels, use_cache=False))
+    assert torch.equal(
+        new, generate(model, ids, 6, attention_mask=mask, pixel_values=pixels, use_cache=False)
+    )
     for i, row in enumerate(rows):
-        assert torch.equal(new[i : i + 1], generate(model, torch.tensor([row]), 6, pixel_values=pixels[i : i + 1]))
+        assert torch.equal(
+            new[i : i + 1], generate(model, torch.tensor([row]), 6, pixel_values=pixels[i : i + 1])
+        )
 
 
 def test_each_stage_trains_what_the_paper_trains():
     model = toy()
     for stage, trained in ((1, {"projector"}), (2, {"projector", "decoder"})):
         train_stage(model, stage)
-        assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == trained
-        assert all(p.requires_grad == (n.split(".")[0] in trained) for n, p in model.named_parameters())
+        assert {
+            name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad
+        } == trained
+        assert all(
+            p.requires_grad == (n.split(".")[0] in trained) for n, p in model.named_parameters()
+        )
     with pytest.raises(ValueError, match="3"):
         train_stage(model, 3)
 
@@ -215,14 +240,19 @@ def test_images_and_placeholders_must_agree(ids, images, names):
     ],
 )
 def test_unsupported_settings_are_refused_by_name(change, names):
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    shape = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 20,
+    }
     config = {
         "vision_config": shape,
         "text_config": shape | {"vocab_size": 30},
         "vision_feature_layer": -1,
     } | change
     with torch.device("meta"), pytest.raises(ValueError, match=names):
-        Llava.from_hf(config)
+        build_llava(config)
 
 
 def test_wrong_image_sizes_are_refused_by_shape():

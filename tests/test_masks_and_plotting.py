@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivlm import masks, plotting
-from minivlm.layers import Attention, attend, attention_weights
+from minivlm import plotting
+from minivlm.parts import masks
+from minivlm.parts.layers import Attention, attend, attention_weights
 
 
 def test_masks_of_three_positions_are_the_ones_on_paper():
@@ -43,9 +44,13 @@ def test_attention_obeys_exactly_the_mask_it_is_given(seed):
 
 
 def test_effective_mask_sees_through_sums_that_cancel():
-    """The features of a layer norm sum to zero; a projection on ones would show no dependence at all."""
+    """The features of a layer norm sum to zero; a projection on ones would show no dependence at
+    all.
+    """
     x = torch.randn(4, 6, dtype=torch.float64)
-    assert torch.equal(plotting.effective_mask(torch.nn.LayerNorm(6, dtype=torch.float64), x), torch.eye(4).bool())
+    assert torch.equal(
+        plotting.effective_mask(torch.nn.LayerNorm(6, dtype=torch.float64), x), torch.eye(4).bool()
+    )
 
 
 def test_effective_mask_of_a_rectangle_has_queries_as_rows():
@@ -78,13 +83,16 @@ def test_show_tokens_draws_one_box_a_token_filled_where_it_is_learned():
     kinds, learned = ["special", "image", "text", "text"], [False, False, True, True]
     ax = plotting.show_tokens(["<s>", "1", " cat", "\n"], kinds, learned, width=12, title="a row")
     boxes, texts = ax.patches, [text.get_text() for text in ax.texts]
-    assert [text.removeprefix(plotting.KINDS[kind][1]) for text, kind in zip(texts, kinds, strict=True)] == [
-        *("<s>", "1", "␣cat", "⏎")
-    ]
+    assert [
+        text.removeprefix(plotting.KINDS[kind][1]) for text, kind in zip(texts, kinds, strict=True)
+    ] == [*("<s>", "1", "␣cat", "⏎")]
     white = (1.0, 1.0, 1.0, 1.0)
     assert [box.get_facecolor() != white for box in boxes] == learned
     assert boxes[0].get_edgecolor() != boxes[1].get_edgecolor() != boxes[2].get_edgecolor()
-    assert max(box.get_y() for box in boxes) > 0 and max(box.get_x() + box.get_width() for box in boxes) <= 12
+    assert (
+        max(box.get_y() for box in boxes) > 0
+        and max(box.get_x() + box.get_width() for box in boxes) <= 12
+    )
     assert [text.get_text()[-5:] for text in ax.get_legend().get_texts()][-2:] == ["arned", "arned"]
     assert len(plotting.show_tokens(["a"], ["text"]).get_legend().get_texts()) == 1
     plt.close("all")

@@ -6,9 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minivlm import masks
 from minivlm.bpe import BPETokenizer
-from minivlm.decoder import Decoder, DecoderConfig
 from minivlm.multimodal import (
     CONTROL,
     IGNORE,
@@ -21,10 +19,14 @@ from minivlm.multimodal import (
     answer_loss,
     splice,
 )
+from minivlm.parts import masks
+from minivlm.parts.decoder import Decoder, DecoderConfig
 from minivlm.plotting import effective_mask
 from minivlm.vit import ViTConfig, to_pixels
 
-TOKENIZER = BPETokenizer.train("what is this? a red star. a blue star.", 290, special_tokens=CONTROL)
+TOKENIZER = BPETokenizer.train(
+    "what is this? a red star. a blue star.", 290, special_tokens=CONTROL
+)
 ID, NEWLINE, USER = TOKENIZER.special_tokens, TOKENIZER.encode("\n"), TOKENIZER.encode("user\n")
 PICTURE = Image.new("RGB", (8, 8), "red")
 IMAGE = {"type": "image"}
@@ -40,14 +42,20 @@ def processor(image_tokens: int = 3, **options) -> Processor:
 
 # The chat template
 
-texts = st.one_of(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.sampled_from(CONTROL))
+texts = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.sampled_from(CONTROL)
+)
 contents = st.one_of(
     texts,
     st.lists(st.booleans(), min_size=1, max_size=4).flatmap(
-        lambda kinds: st.tuples(*(st.just(IMAGE) if image else texts.filter(bool).map(text) for image in kinds))
+        lambda kinds: st.tuples(
+            *(st.just(IMAGE) if image else texts.filter(bool).map(text) for image in kinds)
+        )
     ),
 )
-chats = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), contents), min_size=1, max_size=4)
+chats = st.lists(
+    st.tuples(st.sampled_from(["system", "user", "assistant"]), contents), min_size=1, max_size=4
+)
 
 
 def canonical(content) -> str | list[dict]:
@@ -76,7 +84,10 @@ def test_a_conversation_survives_the_template_and_padding(chat, image_tokens, ex
 
 
 def test_the_template_is_chatml():
-    messages = [{"role": "user", "content": [IMAGE, text("what?")]}, {"role": "assistant", "content": "a star"}]
+    messages = [
+        {"role": "user", "content": [IMAGE, text("what?")]},
+        {"role": "assistant", "content": "a star"},
+    ]
     row = processor(2).prepare(messages, [PICTURE])
     assert TOKENIZER.decode(row["input_ids"][0].tolist()) == (
         "<|im_start|>user\n<|image_start|><|image|><|image|><|image_end|>what?<|im_end|>\n"
@@ -102,7 +113,10 @@ def test_only_what_the_assistant_says_is_learned():
 
 def test_words_may_stand_in_the_place_of_an_image():
     told, shown = IMAGE | {"text": "a red star"}, [IMAGE, text("what?")]
-    messages = [{"role": "user", "content": [told, text("what?")]}, {"role": "user", "content": shown}]
+    messages = [
+        {"role": "user", "content": [told, text("what?")]},
+        {"role": "user", "content": shown},
+    ]
     row = processor(2).prepare(messages, [PICTURE])
     assert TOKENIZER.decode(row["input_ids"][0].tolist()) == (
         "<|im_start|>user\n<|image_start|>a red star<|image_end|>what?<|im_end|>\n"
@@ -120,7 +134,9 @@ def test_words_may_stand_in_the_place_of_an_image():
 
 def test_a_reply_begins_where_generation_goes_on():
     row = processor().prepare([{"role": "user", "content": "what?"}], reply=True)
-    assert TOKENIZER.decode(row["input_ids"][0].tolist()).endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert TOKENIZER.decode(row["input_ids"][0].tolist()).endswith(
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert (row["labels"] == IGNORE).all()
 
 
@@ -139,10 +155,15 @@ def test_a_control_token_in_user_text_never_becomes_one(control):
 def test_a_batch_is_padded_on_the_side_asked_for(side):
     p = processor()
     short = p.prepare([{"role": "user", "content": "a"}], reply=True)
-    long = p.prepare([{"role": "user", "content": [IMAGE, text("what is this?")]}], [PICTURE], reply=True)
+    long = p.prepare(
+        [{"role": "user", "content": [IMAGE, text("what is this?")]}], [PICTURE], reply=True
+    )
     batch = p.collate([short, long], side)
     length, kept = short["input_ids"].shape[1], batch["attention_mask"][0].bool()
-    assert batch["input_ids"][0][kept].tolist() == short["input_ids"][0].tolist() and kept.sum() == length
+    assert (
+        batch["input_ids"][0][kept].tolist() == short["input_ids"][0].tolist()
+        and kept.sum() == length
+    )
     assert kept[-1].item() == (side == "left") and kept[0].item() == (side == "right")
     assert (batch["labels"][0][~kept] == IGNORE).all() and len(batch["pixel_values"]) == 1
     kinds = p.kinds(batch["input_ids"][0].tolist())
@@ -158,8 +179,12 @@ def test_packed_conversations_give_the_logits_of_each_alone(lengths, room):
     rows = [p.prepare(chat) for chat in chats]
     length = max(row["input_ids"].shape[1] for row in rows) + room
     batch = p.pack(rows, length)
-    ids, label, segment, place = (batch[name] for name in ("input_ids", "labels", "segment_ids", "position_ids"))
-    assert segment[segment >= 0].unique_consecutive().tolist() == list(range(len(rows)))  # all, in their order
+    ids, label, segment, place = (
+        batch[name] for name in ("input_ids", "labels", "segment_ids", "position_ids")
+    )
+    assert segment[segment >= 0].unique_consecutive().tolist() == list(
+        range(len(rows))
+    )  # all, in their order
     torch.manual_seed(0)
     decoder = Decoder(DecoderConfig(TOKENIZER.vocab_size, 16, 2, 2, 2, 16)).eval()
     mask = masks.segments(segment) & masks.causal(length)
@@ -182,7 +207,12 @@ def test_a_packed_row_is_as_full_as_the_order_allows_and_a_text_too_long_is_refu
     rows = [p.prepare(chat, [PICTURE]) for _ in range(5)]
     one = rows[0]["input_ids"].shape[1]
     batch = p.pack(rows, 2 * one + 1)
-    assert batch["input_ids"].shape == (3, 2 * one + 1) and batch["pixel_values"].shape == (5, 3, 8, 8)
+    assert batch["input_ids"].shape == (3, 2 * one + 1) and batch["pixel_values"].shape == (
+        5,
+        3,
+        8,
+        8,
+    )
     with pytest.raises(ValueError, match=f"row 0 has {one} tokens, but only {one - 1} fit"):
         p.pack(rows, one - 1)
 
@@ -215,7 +245,13 @@ def test_bad_conversations_are_refused_by_name(messages, images, names):
         ([ID["<|im_start|>"], ID["<|im_end|>"], *NEWLINE], "role ''"),
         ([ID["<|im_start|>"], *TOKENIZER.encode("user\nhi"), ID["<|im_end|>"]], "newline"),
         (
-            [ID["<|im_start|>"], *TOKENIZER.encode("user\n"), ID["<|image_start|>"], ID["<|im_end|>"], *NEWLINE],
+            [
+                ID["<|im_start|>"],
+                *TOKENIZER.encode("user\n"),
+                ID["<|image_start|>"],
+                ID["<|im_end|>"],
+                *NEWLINE,
+            ],
             "never ends",
         ),
     ],
@@ -237,10 +273,14 @@ def test_vectors_stand_at_their_places_and_nothing_else_changes():
     embeds, vectors = torch.randn(2, 6, 4), torch.randn(3, 2, 4)
     places = torch.tensor([[0, 1, 1, 0, 1, 1], [1, 1, 0, 0, 0, 0]]).bool()
     out = splice(embeds, places, vectors)
-    assert torch.equal(out[places], vectors.flatten(0, 1)) and torch.equal(out[~places], embeds[~places])
+    assert torch.equal(out[places], vectors.flatten(0, 1)) and torch.equal(
+        out[~places], embeds[~places]
+    )
 
 
-@pytest.mark.parametrize("places", [[[1, 1, 0], [0, 0, 0]], [[1, 1, 1], [1, 0, 0]], [[1, 1, 1], [1, 1, 1]]])
+@pytest.mark.parametrize(
+    "places", [[[1, 1, 0], [0, 0, 0]], [[1, 1, 1], [1, 0, 0]], [[1, 1, 1], [1, 1, 1]]]
+)
 def test_a_wrong_number_of_places_is_refused(places):
     with pytest.raises(ValueError, match="2 images take 4 placeholders"):
         splice(torch.zeros(2, 3, 5), torch.tensor(places).bool(), torch.zeros(2, 2, 5))
@@ -262,17 +302,26 @@ VOCABULARY = ImageVocabulary(text_size=300, codes=16, grid=(2, 3), start=7, end=
 def test_codes_become_tokens_and_come_back(codes):
     codes = torch.tensor(codes).view(1, 2, 3)
     ids = VOCABULARY.to_ids(codes)
-    assert ids[0, 0] == 7 and ids[0, -1] == 8 and ids[0, 1:-1].min() >= 300 and ids.max() < VOCABULARY.size
+    assert (
+        ids[0, 0] == 7
+        and ids[0, -1] == 8
+        and ids[0, 1:-1].min() >= 300
+        and ids.max() < VOCABULARY.size
+    )
     assert torch.equal(VOCABULARY.to_codes(ids[:, 1:-1]), codes)
 
 
-@pytest.mark.parametrize("ids, names", [([[300] * 5 + [299]], "299"), ([[316] * 6], "316"), ([[300] * 5], "5 tokens")])
+@pytest.mark.parametrize(
+    "ids, names", [([[300] * 5 + [299]], "299"), ([[316] * 6], "316"), ([[300] * 5], "5 tokens")]
+)
 def test_tokens_that_are_no_image_are_refused(ids, names):
     with pytest.raises(ValueError, match=names):
         VOCABULARY.to_codes(torch.tensor(ids))
 
 
-@pytest.mark.parametrize("codes", [torch.full((1, 2, 3), 16), torch.full((1, 2, 3), -1), torch.zeros(1, 3, 2).long()])
+@pytest.mark.parametrize(
+    "codes", [torch.full((1, 2, 3), 16), torch.full((1, 2, 3), -1), torch.zeros(1, 3, 2).long()]
+)
 def test_codes_outside_the_book_are_refused(codes):
     with pytest.raises(ValueError, match="need codes"):
         VOCABULARY.to_ids(codes)
@@ -284,7 +333,9 @@ def test_codes_outside_the_book_are_refused(codes):
 @pytest.mark.parametrize("seed", range(4))
 def test_packed_sequences_give_the_logits_that_each_gives_alone(seed):
     torch.manual_seed(seed)
-    decoder = Decoder(DecoderConfig(vocab_size=20, width=16, layers=2, heads=4, kv_heads=2, hidden=24))
+    decoder = Decoder(
+        DecoderConfig(vocab_size=20, width=16, layers=2, heads=4, kv_heads=2, hidden=24)
+    )
     lengths = torch.randint(1, 6, (4,)).tolist()
     parts = [torch.randint(20, (1, n)) for n in lengths]
     numbers = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None]
@@ -342,7 +393,9 @@ def test_an_answer_does_not_depend_on_the_padding_of_its_question(name):
 def test_image_and_question_reach_the_answer_from_the_start(name):
     model, pixels = FUSIONS[name](), torch.randn(1, 3, 8, 8, requires_grad=True)
     question = torch.randint(20, (1, 4))
-    (gradient,) = torch.autograd.grad(model(question, torch.ones_like(question), pixels).sum(), pixels)
+    (gradient,) = torch.autograd.grad(
+        model(question, torch.ones_like(question), pixels).sum(), pixels
+    )
     assert gradient.abs().sum() > 0
 
 
@@ -350,4 +403,6 @@ def test_cross_fusion_starts_as_its_language_model_alone():
     model = FUSIONS["cross"]()
     question = torch.randint(20, (2, 4))
     with_image = model(question, torch.ones_like(question), torch.randn(2, 3, 8, 8))
-    assert torch.allclose(with_image, model.decoder(question, torch.ones_like(question))[:, -1], atol=1e-6)
+    assert torch.allclose(
+        with_image, model.decoder(question, torch.ones_like(question))[:, -1], atol=1e-6
+    )

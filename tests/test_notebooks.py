@@ -1,6 +1,7 @@
 """The committed notebooks keep the rules of `tools/notebook_checks.py`, and each rule can fail.
 
-No kernel runs here, except in the one test that shows that nbval is strict: nbval itself runs the notebooks.
+No kernel runs here, except in the one test that shows that nbval is strict: nbval itself runs the
+notebooks.
 """
 
 import base64
@@ -21,7 +22,10 @@ from nbval.plugin import get_sanitize_patterns
 import notebook_checks as checks
 import notebook_env
 
-NAMES = [str(p.relative_to(checks.ROOT)) for p in [*checks.main_notebooks(), *checks.solution_notebooks()]]
+NAMES = [
+    str(p.relative_to(checks.ROOT))
+    for p in [*checks.main_notebooks(), *checks.solution_notebooks()]
+]
 README = checks.ROOT / "README.md"
 
 
@@ -36,8 +40,12 @@ def test_notebook_keeps_the_rules(name: str) -> None:
 @pytest.mark.skipif(not README.exists(), reason="no README.md yet")
 def test_readme_and_folder_list_the_same_notebooks() -> None:
     listed = set(re.findall(r"notebooks/[\w/]+\.ipynb", README.read_text(encoding="utf-8")))
-    assert {name for name in listed if not (checks.ROOT / name).exists()} == set(), "listed, but missing"
-    assert {name for name in NAMES if "solutions" not in name} - listed == set(), "there, but not listed"
+    assert {name for name in listed if not (checks.ROOT / name).exists()} == set(), (
+        "listed, but missing"
+    )
+    assert {name for name in NAMES if "solutions" not in name} - listed == set(), (
+        "there, but not listed"
+    )
 
 
 # A small good notebook, and one way to break it for each rule
@@ -47,7 +55,9 @@ def md(name: str, source: str) -> NotebookNode:
     return new_markdown_cell(source, id=name, metadata={"slideshow": {"slide_type": "slide"}})
 
 
-def code(name: str, source: str, *outputs: NotebookNode, tags: tuple[str, ...] = ()) -> NotebookNode:
+def code(
+    name: str, source: str, *outputs: NotebookNode, tags: tuple[str, ...] = ()
+) -> NotebookNode:
     metadata = {"slideshow": {"slide_type": "fragment"}, **({"tags": list(tags)} if tags else {})}
     return new_code_cell(source, id=name, outputs=list(outputs), metadata=metadata)
 
@@ -124,8 +134,16 @@ def remove(name: str) -> Callable[[NotebookNode], None]:
 BREAKS = [
     (checks.check_valid, "not in nbformat 4.5", lambda nb: nb.update(nbformat_minor=4)),
     (checks.check_valid, "not valid", lambda nb: cell_of(nb, "title").update(source=3)),
-    (checks.check_run_in_order, "ran as", lambda nb: cell_of(nb, "train").update(execution_count=None)),
-    (checks.check_run_in_order, "ran as", lambda nb: cell_of(nb, "train").update(execution_count=1)),
+    (
+        checks.check_run_in_order,
+        "ran as",
+        lambda nb: cell_of(nb, "train").update(execution_count=None),
+    ),
+    (
+        checks.check_run_in_order,
+        "ran as",
+        lambda nb: cell_of(nb, "train").update(execution_count=1),
+    ),
     (checks.check_no_empty_code, "empty", set_source("refuse", "\n")),
     (checks.check_ids, "2 cells", set_id("train", "draw")),
     (checks.check_ids, "not an id", set_id("train", "Train It")),
@@ -146,8 +164,16 @@ BREAKS = [
     ),
     (checks.check_outputs, "address", add_output("draw", stream("<object at 0x7f0012345678>"))),
     (checks.check_outputs, "absolute path", add_output("draw", stream("saved /home/ada/x.png"))),
-    (checks.check_ignored_are_asserted, "no strict cell", set_source("train-check", "print('fine')")),
-    (checks.check_ignored_are_asserted, "no strict cell", set_tags("train-check", "nbval-ignore-output")),
+    (
+        checks.check_ignored_are_asserted,
+        "no strict cell",
+        set_source("train-check", "print('fine')"),
+    ),
+    (
+        checks.check_ignored_are_asserted,
+        "no strict cell",
+        set_tags("train-check", "nbval-ignore-output"),
+    ),
     (checks.check_ignored_are_asserted, "no strict cell", set_source("train-check", "# assert it")),
     (checks.check_source, "semicolon", append_source("draw", ";  # quiet")),
     (checks.check_source, "clear_output", append_source("draw", "\nclear_output()")),
@@ -172,7 +198,11 @@ BREAKS = [
     (checks.check_title, "not one", set_source("title", "A title")),
     (checks.check_sections, "numbered", append_source("sections", "\n\n## 7 · Seven")),
     (checks.check_sections, "numbered", append_source("sections", "\n\n## No number")),
-    (checks.check_sections, "'mask'", set_source("sections", "## 1 · At full size\n\n## 2 · Exercises")),
+    (
+        checks.check_sections,
+        "'mask'",
+        set_source("sections", "## 1 · At full size\n\n## 2 · Exercises"),
+    ),
     (checks.check_sections, "'interview'", remove("questions")),
     (checks.check_questions, "0 folded", remove("questions")),
     (checks.check_questions, "closed", append_source("questions", "\n<details>")),
@@ -202,7 +232,9 @@ def test_every_check_is_broken_once() -> None:
 
 def test_markdown_that_is_shown_literally_is_no_tag() -> None:
     nb = good_notebook()
-    append_source("title", "\n```\n<image>\n# no title\n```\n``a ` <box>`` and <|image|> and <https://a.b>")(nb)
+    append_source(
+        "title", "\n```\n<image>\n# no title\n```\n``a ` <box>`` and <|image|> and <https://a.b>"
+    )(nb)
     assert [*checks.check_markdown(nb), *checks.check_title(nb)] == []
 
 
@@ -214,7 +246,9 @@ def course(tmp_path: Path) -> Iterator[Path]:
     """A folder with one good notebook and its solutions."""
     for folder in (tmp_path, tmp_path / "solutions"):
         folder.mkdir(exist_ok=True)
-        (folder / "01_words.ipynb").write_text(checks.canonical_text(good_notebook()), encoding="utf-8")
+        (folder / "01_words.ipynb").write_text(
+            checks.canonical_text(good_notebook()), encoding="utf-8"
+        )
     return tmp_path
 
 
@@ -243,7 +277,9 @@ def test_a_file_is_judged_by_name_size_text_and_solutions(course: Path) -> None:
     path.rename(course / "02_words.ipynb")
     found = checks.problems(course / "02_words.ipynb")
     assert any("does not begin" in f for f in found) and any("has no solutions" in f for f in found)
-    assert any("does not exist" in f for f in checks.problems(course / "solutions" / "01_words.ipynb"))
+    assert any(
+        "does not exist" in f for f in checks.problems(course / "solutions" / "01_words.ipynb")
+    )
     (course / "02_words.ipynb").rename(course / "words.ipynb")
     assert any("not named" in f for f in checks.problems(course / "words.ipynb"))
 
@@ -275,7 +311,16 @@ def test_sanitizer_hides(text: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["0.981", "(2, 16, 96)", "accuracy 98.4 %", "60 s", "in 3 s", "[0x10, 0xff]", "a | b | 10%", "12.5 s"],
+    [
+        "0.981",
+        "(2, 16, 96)",
+        "accuracy 98.4 %",
+        "60 s",
+        "in 3 s",
+        "[0x10, 0xff]",
+        "a | b | 10%",
+        "12.5 s",
+    ],
 )
 def test_sanitizer_leaves_results_alone(text: str) -> None:
     assert sanitize(text) == text
@@ -287,7 +332,9 @@ def test_no_rule_of_the_sanitizer_is_skipped() -> None:
 
 
 def test_nbval_is_strict_and_the_environment_is_set() -> None:
-    """A scratch notebook, run by pytest as configured: two cells agree, and three that differ are found."""
+    """A scratch notebook, run by pytest as configured: two cells agree, and three that differ are
+    found.
+    """
     names = ("PYTHONHASHSEED", "TQDM_DISABLE", "OMP_NUM_THREADS", "MPLBACKEND")
     seen = f"print(*(os.environ.get(name) for name in {names}))"
     cells = [
@@ -296,17 +343,31 @@ def test_nbval_is_strict_and_the_environment_is_set() -> None:
             f"import os, sys\n{seen}",
             stream("0 1 1 module://matplotlib_inline.backend_inline\n"),
         ),
-        code("python", "os.path.samefile(sys.prefix, os.environ['EXPECTED_PREFIX'])", result("True")),
+        code(
+            "python", "os.path.samefile(sys.prefix, os.environ['EXPECTED_PREFIX'])", result("True")
+        ),
         code("number", "print(0.125)", stream("0.126\n")),
         code("silent", "x = 1", stream("1\n")),
         code("chatty", "print(1)"),
     ]
     nb = number(new_notebook(cells=cells))
-    with tempfile.TemporaryDirectory(dir=notebook_env.CACHE) as folder:  # inside, so that conftest.py applies
+    with tempfile.TemporaryDirectory(
+        dir=notebook_env.CACHE
+    ) as folder:  # inside, so that conftest.py applies
         path = Path(folder) / "strict.ipynb"
         nbformat.write(nb, path)
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", str(path)]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "--color=no",
+            str(path),
+        ]
         environment = {**os.environ, "EXPECTED_PREFIX": sys.prefix, "MPLBACKEND": "Agg"}
-        run = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+        run = subprocess.run(
+            command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120
+        )
     assert "3 failed, 2 passed" in run.stdout, run.stdout
     assert re.findall(r"^FAILED .*Cell (\d)", run.stdout, re.MULTILINE) == ["2", "3", "4"]

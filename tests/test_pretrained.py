@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, ViTConfig, ViTModel
 
-from minivlm.llava import Llava
 from minivlm.pretrained import from_pretrained, save_pretrained
+from minivlm.pretrained.llava import build_llava
 
 
 def write_vit(folder):
@@ -157,7 +157,7 @@ TOY = {
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
-    model = Llava.from_hf(TOY).eval()
+    model = build_llava(TOY).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     save_pretrained(model, TOY, tmp_path)
@@ -172,7 +172,9 @@ def test_what_we_save_we_read_and_transformers_reads_with_the_same_logits(saved)
     with torch.no_grad():
         logits = model(ids, pixels)
         assert torch.equal(from_pretrained(folder)(ids, pixels), logits)
-        assert (theirs.eval()(input_ids=ids, pixel_values=pixels).logits - logits).abs().max() < 1e-5
+        assert (
+            theirs.eval()(input_ids=ids, pixel_values=pixels).logits - logits
+        ).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,9 @@ def test_what_we_save_we_read_and_transformers_reads_with_the_same_logits(saved)
         lambda n: n.replace("language_model.lm_head", "lm_head").replace(
             "language_model.model", "model.language_model"
         ),
-        lambda n: n.replace("vision_tower", "model.vision_tower").replace("multi_modal", "model.multi_modal"),
+        lambda n: n.replace("vision_tower", "model.vision_tower").replace(
+            "multi_modal", "model.multi_modal"
+        ),
         lambda n: n.replace("vision_tower.vision_model", "vision_tower"),
     ],
 )
@@ -190,7 +194,9 @@ def test_every_published_spelling_of_the_names_is_read(saved, respell):
     file = folder / "model.safetensors"
     tensors = {respell(name): value for name, value in load_file(file).items()}
     assert tensors.keys() != load_file(file).keys()
-    tensors["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(5)[None]  # a published buffer
+    tensors["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(5)[
+        None
+    ]  # a published buffer
     save_file(tensors, file)
     loaded = from_pretrained(folder).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())

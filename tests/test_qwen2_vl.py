@@ -1,4 +1,6 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: the reference's numbers, positions by hand, and where the reference is wrong."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: the reference's numbers, positions by hand, and where the
+reference is wrong.
+"""
 
 import json
 from random import Random
@@ -16,13 +18,14 @@ from transformers import (
     Qwen3VLProcessor,
 )
 
-from minivlm.decoder import KVCache
-from minivlm.generation import generate
-from minivlm.masks import causal
+from minivlm.parts.decoder import KVCache
+from minivlm.parts.generation import generate
+from minivlm.parts.masks import causal
+from minivlm.parts.rope import mrope_tables
 from minivlm.plotting import effective_mask
 from minivlm.pretrained import from_pretrained, save_pretrained
+from minivlm.pretrained.qwen2_vl import build_qwen, build_qwen2_vl, build_qwen3_vl, build_qwen25_vl
 from minivlm.qwen2_vl import Qwen2VL, Qwen3VL, Qwen25VL, grid_positions, image_text, video_text
-from minivlm.rope import mrope_tables
 
 IMAGE, VIDEO = 58, 59
 THEIRS = {
@@ -45,22 +48,43 @@ def reference(kind: str, seed: int) -> torch.nn.Module:
         "num_key_value_heads": heads,
         "intermediate_size": rng.choice([20, 33]),
         "vocab_size": 60,
-        "rope_parameters": {"rope_type": "default", "mrope_section": sections, "rope_theta": rng.choice([50.0, 1e4])},
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": sections,
+            "rope_theta": rng.choice([50.0, 1e4]),
+        },
         "rms_norm_eps": rng.choice([1e-6, 1e-3]),
     }
     depth, vision_heads = rng.choice([1, 2, 3]), rng.choice([1, 2])
     width = vision_heads * rng.choice([8, 12])
     vision = {"depth": depth, "num_heads": vision_heads, "patch_size": rng.choice([2, 4])}
     if kind == "qwen2_vl":
-        vision |= {"embed_dim": width, "hidden_size": text["hidden_size"], "mlp_ratio": rng.choice([2, 3])}
+        vision |= {
+            "embed_dim": width,
+            "hidden_size": text["hidden_size"],
+            "mlp_ratio": rng.choice([2, 3]),
+        }
     else:
-        vision |= {"hidden_size": width, "out_hidden_size": text["hidden_size"], "intermediate_size": 22}
+        vision |= {
+            "hidden_size": width,
+            "out_hidden_size": text["hidden_size"],
+            "intermediate_size": 22,
+        }
     if kind == "qwen2_5_vl":
-        vision |= {"window_size": vision["patch_size"] * rng.choice([2, 4, 6]), "fullatt_block_indexes": [1]}
+        vision |= {
+            "window_size": vision["patch_size"] * rng.choice([2, 4, 6]),
+            "fullatt_block_indexes": [1],
+        }
         vision |= {"tokens_per_second": rng.choice([2, 3])}
     if kind == "qwen3_vl":
-        text |= {"head_dim": head_dim + 8 * rng.choice([0, 1]), "attention_bias": rng.random() < 0.5}
-        vision |= {"num_position_embeddings": rng.choice([9, 25]), "deepstack_visual_indexes": [0, 2][:depth]}
+        text |= {
+            "head_dim": head_dim + 8 * rng.choice([0, 1]),
+            "attention_bias": rng.random() < 0.5,
+        }
+        vision |= {
+            "num_position_embeddings": rng.choice([9, 25]),
+            "deepstack_visual_indexes": [0, 2][:depth],
+        }
     tied = rng.random() < 0.5
     ids = {"image_token_id": IMAGE, "video_token_id": VIDEO}
     torch.manual_seed(seed)
@@ -83,7 +107,9 @@ def pixels(ours: Qwen2VL, grids: list) -> torch.Tensor:
     """Random patches for the grids."""
     c = ours.config.vision
     count = sum(t * h * w for t, h, w in grids)
-    return torch.randn(count, c.channels * c.depth * c.patch**2, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        count, c.channels * c.depth * c.patch**2, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def run(token: int, grid: list[int]) -> list[int]:
@@ -111,11 +137,16 @@ def prompts(ours: Qwen2VL, side: str) -> dict[str, torch.Tensor]:
     """Three rows with two images, one and none, of different sizes, padded on a side."""
     first, second, third = (run(IMAGE, grid) for grid in GRIDS)
     rows = [[1, *first, 3, 4, *second, 5], [7, 8, *third, 9], [2, 6, 4]]
-    return padded(rows, side) | {"pixel_values": pixels(ours, GRIDS), "image_grid_thw": torch.tensor(GRIDS)}
+    return padded(rows, side) | {
+        "pixel_values": pixels(ours, GRIDS),
+        "image_grid_thw": torch.tensor(GRIDS),
+    }
 
 
 def moving(ours: Qwen2VL, side: str) -> dict[str, torch.Tensor]:
-    """Images and videos in one batch; the videos so short that text goes on after their rows and columns."""
+    """Images and videos in one batch; the videos so short that text goes on after their rows and
+    columns.
+    """
     image, videos = [1, 2, 4], [[2, 4, 4], [2, 2, 6]]
     runs = [run(VIDEO, videos[0]), run(VIDEO, videos[1])]
     if isinstance(ours, Qwen3VL):  # each pair of frames is a run of its own
@@ -138,7 +169,9 @@ def difference(ours: Qwen2VL, theirs: torch.nn.Module, given: dict, **more) -> f
     """The largest difference of the logits at real tokens, where logits are of order 1."""
     expected = theirs(**given, mm_token_type_ids=kinds_of(given["input_ids"]), **more).logits
     assert (size := expected.std().item()) > 0.3
-    return ((ours(**given) - expected) * given["attention_mask"][..., None]).abs().max().item() / max(1, size)
+    return (
+        (ours(**given) - expected) * given["attention_mask"][..., None]
+    ).abs().max().item() / max(1, size)
 
 
 # Against the reference
@@ -154,7 +187,9 @@ def test_logits_and_positions_are_those_of_transformers(tmp_path, kind, seed, ba
         given = batch(ours, side)
         assert difference(ours, theirs, given) < 1e-5
         where = {key: value for key, value in given.items() if not key.startswith("pixel")}
-        expected = theirs.model.get_rope_index(**where, mm_token_type_ids=kinds_of(given["input_ids"]))[0]
+        expected = theirs.model.get_rope_index(
+            **where, mm_token_type_ids=kinds_of(given["input_ids"])
+        )[0]
         assert torch.equal(ours.position_ids(**where), expected)
 
 
@@ -201,7 +236,9 @@ def test_what_we_write_transformers_reads(tmp_path, kind):
 
 
 def positions_by_hand(tokens: list, interval: float = 1) -> list[tuple]:
-    """Tokens: "text", or a grid (t, h, w) of tokens -> (time, row, column) of each, by the words of the paper."""
+    """Tokens: "text", or a grid (t, h, w) of tokens -> (time, row, column) of each, by the words of
+    the paper.
+    """
     found = []
     for token in tokens:
         start = max((max(place) for place in found), default=-1) + 1
@@ -210,7 +247,10 @@ def positions_by_hand(tokens: list, interval: float = 1) -> list[tuple]:
         else:
             t, h, w = token
             found += [
-                (start + int(i * interval), start + j, start + k) for i in range(t) for j in range(h) for k in range(w)
+                (start + int(i * interval), start + j, start + k)
+                for i in range(t)
+                for j in range(h)
+                for k in range(w)
             ]
     return found
 
@@ -223,11 +263,23 @@ def toy(model_class=Qwen2VL, **vision) -> Qwen2VL:
         "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]},
     }  # fmt: skip
     tower = {"depth": 2, "num_heads": 2, "patch_size": 2, "spatial_patch_size": 2, "in_chans": 3}
-    tower |= {"hidden_size": 16, "out_hidden_size": 16, "embed_dim": 16, "intermediate_size": 20, "window_size": 8}
-    tower |= {"num_position_embeddings": 9, "deepstack_visual_indexes": [0], "tokens_per_second": 2} | vision
+    tower |= {
+        "hidden_size": 16,
+        "out_hidden_size": 16,
+        "embed_dim": 16,
+        "intermediate_size": 20,
+        "window_size": 8,
+    }
+    tower |= {
+        "num_position_embeddings": 9,
+        "deepstack_visual_indexes": [0],
+        "tokens_per_second": 2,
+    } | vision
     config = {"vision_config": tower, "image_token_id": IMAGE, "video_token_id": VIDEO}
     torch.manual_seed(0)
-    model = model_class.from_hf(config | ({"text_config": text} if model_class is Qwen3VL else text)).eval()
+    model = build_qwen(
+        model_class, config | ({"text_config": text} if model_class is Qwen3VL else text)
+    ).eval()
     return randomised(model)
 
 
@@ -266,7 +318,11 @@ def test_random_sequences_have_the_positions_of_a_loop_also_where_pictures_touch
     grids = [torch.tensor(grids) if grids else None for grids in (images, videos)]
     times = [seconds] * len(videos) if videos else None
     got = model.position_ids(
-        given["input_ids"], grids[0], given["attention_mask"], video_grid_thw=grids[1], second_per_grid_ts=times
+        given["input_ids"],
+        grids[0],
+        given["attention_mask"],
+        video_grid_thw=grids[1],
+        second_per_grid_ts=times,
     )
     for i, words in enumerate(tokens):
         kept = got[:, i, given["attention_mask"][i].bool()]
@@ -276,22 +332,31 @@ def test_random_sequences_have_the_positions_of_a_loop_also_where_pictures_touch
 
 def long_video(ours: Qwen2VL) -> dict[str, torch.Tensor]:
     """One row padded, one with a video whose time goes further than its rows and columns."""
-    given = {"pixel_values_videos": pixels(ours, [[6, 4, 4]]), "video_grid_thw": torch.tensor([[6, 4, 4]])}
+    given = {
+        "pixel_values_videos": pixels(ours, [[6, 4, 4]]),
+        "video_grid_thw": torch.tensor([[6, 4, 4]]),
+    }
     return padded([[1, 2, 3, *run(VIDEO, [6, 4, 4]), 4, 5], [7, 8, 9]], "left") | given
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
-def test_text_after_a_long_video_does_not_reuse_positions_as_it_does_in_transformers_5(tmp_path, kind):
-    """Paper, section 2.1, and the authors' code: the next modality starts at the largest position plus 1.
+def test_text_after_a_long_video_does_not_reuse_positions_as_it_does_in_transformers_5(
+    tmp_path, kind
+):
+    """Paper, section 2.1, and the authors' code: the next modality starts at the largest position
+    plus 1.
 
-    transformers 5.23.0 goes on after max(rows, columns), as if the video were one frame (4.57 did not); its text then
-    has the positions of later frames. Given the right positions, its logits are ours.
+    transformers 5.23.0 goes on after max(rows, columns), as if the video were one frame (4.57 did
+    not); its text then has the positions of later frames. Given the right positions, its logits are
+    ours.
     """
     theirs = reference(kind, 5)
     ours = load(theirs, tmp_path)
     given = long_video(ours)
     where = {key: value for key, value in given.items() if not key.startswith("pixel")}
-    steps = ours.config.vision.tokens_per_second if kind == "qwen2_5_vl" else 1  # one second from pair to pair
+    steps = (
+        ours.config.vision.tokens_per_second if kind == "qwen2_5_vl" else 1
+    )  # one second from pair to pair
     expected = positions_by_hand(["text"] * 3 + [(6, 2, 2)] + ["text"] * 2, steps)
     got = ours.position_ids(**where)
     assert [tuple(place) for place in got[:, 0].T.tolist()] == expected
@@ -307,15 +372,27 @@ def test_text_after_a_long_video_does_not_reuse_positions_as_it_does_in_transfor
     for step in range(5):  # the reference, made to read everything again at our positions
         more = {"input_ids": ids, "attention_mask": mask}
         places = ours.position_ids(**where | more)
-        expected = theirs(**given | more, position_ids=places, mm_token_type_ids=kinds_of(ids)).logits[:, -1].argmax(1)
+        expected = (
+            theirs(**given | more, position_ids=places, mm_token_type_ids=kinds_of(ids))
+            .logits[:, -1]
+            .argmax(1)
+        )
         assert torch.equal(new[:, step], expected)
-        ids, mask = torch.cat([ids, expected[:, None]], 1), torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        ids, mask = (
+            torch.cat([ids, expected[:, None]], 1),
+            torch.cat([mask, torch.ones_like(mask[:, :1])], 1),
+        )
 
 
 def test_qwen25s_time_counts_seconds():
     model = toy(Qwen25VL)
     ids, grid = torch.tensor([run(VIDEO, [4, 2, 2])]), torch.tensor([[4, 2, 2]])
-    for seconds, times in ((1.0, [0, 2, 4, 6]), (0.5, [0, 1, 2, 3]), (0.7, [0, 1, 2, 4]), (None, [0, 2, 4, 6])):
+    for seconds, times in (
+        (1.0, [0, 2, 4, 6]),
+        (0.5, [0, 1, 2, 3]),
+        (0.7, [0, 1, 2, 4]),
+        (None, [0, 2, 4, 6]),
+    ):
         given = None if seconds is None else torch.tensor([seconds])
         got = model.position_ids(ids, video_grid_thw=grid, second_per_grid_ts=given)
         assert got[0, 0].tolist() == times and got[1:].sum() == 0
@@ -336,7 +413,9 @@ def test_qwen3s_video_is_a_picture_for_each_pair_of_frames_and_its_time_is_text(
     frames = 9
     stamps = Qwen3VLProcessor._calculate_timestamps(None, [3 * i for i in range(frames)], 7.0)
     ours = video_text((5, 2, 2), [3 * i / 7 for i in range(frames)])
-    assert ours == "".join(f"<{stamp:.1f} seconds>{image_text((1, 2, 2), '<|video_pad|>')}" for stamp in stamps)
+    assert ours == "".join(
+        f"<{stamp:.1f} seconds>{image_text((1, 2, 2), '<|video_pad|>')}" for stamp in stamps
+    )
     model = toy(Qwen3VL)
     ids = torch.tensor([[1, *[VIDEO] * 4, 2, *[VIDEO] * 4, 3]])
     got = model.position_ids(ids, video_grid_thw=torch.tensor([[2, 4, 4]]))
@@ -370,7 +449,8 @@ def test_deepstack_adds_to_the_tokens_of_pictures_alone_and_matters():
     model(ids, patches, grid)
     assert torch.equal(states[1][0], states[0][1] + deep[0])
     assert torch.equal(
-        model.decoder.norm(states[1][1] + deep[1]) @ model.decoder.head.weight.T, model(ids, patches, grid)
+        model.decoder.norm(states[1][1] + deep[1]) @ model.decoder.head.weight.T,
+        model(ids, patches, grid),
     )
 
 
@@ -379,7 +459,9 @@ def test_the_language_model_is_causal_over_pictures_too():
     ids = torch.tensor([[1, *run(IMAGE, [1, 4, 6]), 2, 3]])
     (x,) = model.embed(ids, {IMAGE: (pixels(model, [[1, 4, 6]]), grid)})
     tables = mrope_tables(model.position_ids(ids, grid), model.axes, model.config.text.theta)
-    assert torch.equal(effective_mask(lambda x: model.decoder(embeds=x, rotary=tables), x.detach()), causal(9))
+    assert torch.equal(
+        effective_mask(lambda x: model.decoder(embeds=x, rotary=tables), x.detach()), causal(9)
+    )
 
 
 # What does not fit
@@ -426,17 +508,40 @@ HUB = {
 def test_a_folder_as_published_on_the_hub_is_the_one_that_transformers_writes(tmp_path, kind):
     tower = {"depth": 2, "num_heads": 2, "patch_size": 4, "in_chans": 3, "spatial_patch_size": 4}
     if kind == "qwen2_vl":
-        tower |= {"embed_dim": 16, "hidden_size": 16, "mlp_ratio": 2, "spatial_merge_size": 2, "temporal_patch_size": 2}
+        tower |= {
+            "embed_dim": 16,
+            "hidden_size": 16,
+            "mlp_ratio": 2,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        }
     else:
         tower |= {"hidden_size": 16, "out_hidden_size": 16, "intermediate_size": 20}
     if kind == "qwen2_5_vl":
-        tower |= {"window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 2, "hidden_act": "silu"}
-    flat = {"model_type": kind, "vision_config": tower, "image_token_id": IMAGE, "video_token_id": VIDEO} | HUB
+        tower |= {
+            "window_size": 16,
+            "fullatt_block_indexes": [1],
+            "tokens_per_second": 2,
+            "hidden_act": "silu",
+        }
+    flat = {
+        "model_type": kind,
+        "vision_config": tower,
+        "image_token_id": IMAGE,
+        "video_token_id": VIDEO,
+    } | HUB
     if kind == "qwen3_vl":
-        tower |= {"num_position_embeddings": 9, "deepstack_visual_indexes": [0], "model_type": "qwen3_vl"}
+        tower |= {
+            "num_position_embeddings": 9,
+            "deepstack_visual_indexes": [0],
+            "model_type": "qwen3_vl",
+        }
         rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
         text = HUB | {"head_dim": 8, "rope_scaling": rope, "model_type": "qwen3_vl_text"}
-        flat = {key: flat[key] for key in ("model_type", "vision_config", "image_token_id", "video_token_id")}
+        flat = {
+            key: flat[key]
+            for key in ("model_type", "vision_config", "image_token_id", "video_token_id")
+        }
         flat |= {"text_config": text, "tie_word_embeddings": True}
     model_class, config_class = THEIRS[kind]
     torch.manual_seed(0)
@@ -447,23 +552,32 @@ def test_a_folder_as_published_on_the_hub_is_the_one_that_transformers_writes(tm
     from_nested = from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(flat))
     ours = from_pretrained(tmp_path)
-    assert ours.config == from_nested.config and ours.decoder.head.weight is ours.decoder.embedding.weight
+    assert (
+        ours.config == from_nested.config
+        and ours.decoder.head.weight is ours.decoder.embedding.weight
+    )
     assert difference(ours, theirs, prompts(ours, "left")) < 1e-5
     names = load_file(tmp_path / "model.safetensors")
     if kind != "qwen3_vl":  # as published; transformers names them so in memory
         assert {name.split(".")[0] for name in names} == {"model", "visual"}
         new = {
-            name.replace("model.", "model.language_model.").replace("visual.", "model.visual."): t.clone()
+            name.replace("model.", "model.language_model.").replace(
+                "visual.", "model.visual."
+            ): t.clone()
             for name, t in names.items()
         }
         save_file(new, tmp_path / "model.safetensors")
-        assert torch.equal(from_pretrained(tmp_path)(torch.tensor([[1, 2]])), ours(torch.tensor([[1, 2]])))
+        assert torch.equal(
+            from_pretrained(tmp_path)(torch.tensor([[1, 2]])), ours(torch.tensor([[1, 2]]))
+        )
     new = names | {"visual.extra": torch.zeros(1)}
     save_file(new, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="visual.extra"):
         from_pretrained(tmp_path)
     gone = next(name for name in names if name.endswith("blocks.1.attn.qkv.bias"))
-    save_file({name: t for name, t in names.items() if name != gone}, tmp_path / "model.safetensors")
+    save_file(
+        {name: t for name, t in names.items() if name != gone}, tmp_path / "model.safetensors"
+    )
     with pytest.raises(ValueError, match="missing tensor.*blocks.1.attn.qkv"):
         from_pretrained(tmp_path)
 
@@ -476,7 +590,16 @@ def test_a_folder_as_published_on_the_hub_is_the_one_that_transformers_writes(tm
         ({"rope_scaling": {"type": "yarn", "mrope_section": [2, 1, 1]}}, "yarn"),
         ({"rope_scaling": {"rope_type": "dynamic"}}, "dynamic"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, r"\[16, 24, 24\]"),
-        ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1], "mrope_interleaved": True}}, "interleaved"),
+        (
+            {
+                "rope_scaling": {
+                    "type": "mrope",
+                    "mrope_section": [2, 1, 1],
+                    "mrope_interleaved": True,
+                }
+            },
+            "interleaved",
+        ),
         ({"model_type": "qwen2"}, "qwen2"),
         ({"hidden_act": "maxout"}, "maxout"),
         ({"hidden_size": 24, "head_dim": 8, "num_attention_heads": 3}, "16 wide.* 24"),
@@ -488,16 +611,22 @@ def test_a_folder_as_published_on_the_hub_is_the_one_that_transformers_writes(tm
     ],
 )
 def test_unsupported_settings_are_refused_by_name(change, names):
-    config = HUB | {"vision_config": {"depth": 1, "hidden_size": 16, "embed_dim": 16, "num_heads": 2}} | change
+    config = (
+        HUB
+        | {"vision_config": {"depth": 1, "hidden_size": 16, "embed_dim": 16, "num_heads": 2}}
+        | change
+    )
     with torch.device("meta"), pytest.raises(ValueError, match=names):
-        Qwen2VL.from_hf(config)
+        build_qwen2_vl(config)
 
 
 def test_unsupported_settings_of_the_later_towers_are_refused_by_name():
     with torch.device("meta"), pytest.raises(ValueError, match="window"):
-        Qwen25VL.from_hf(HUB | {"vision_config": {"depth": 1, "out_hidden_size": 16, "window_size": 14}})
+        build_qwen25_vl(
+            HUB | {"vision_config": {"depth": 1, "out_hidden_size": 16, "window_size": 14}}
+        )
     with torch.device("meta"), pytest.raises(ValueError, match="num_position_embeddings = 10 "):
-        Qwen3VL.from_hf({"text_config": HUB, "vision_config": {"num_position_embeddings": 10}})
+        build_qwen3_vl({"text_config": HUB, "vision_config": {"num_position_embeddings": 10}})
 
 
 # The published sizes
@@ -505,7 +634,7 @@ def test_unsupported_settings_of_the_later_towers_are_refused_by_name():
 
 def full_size(model_class: type, text: dict, vision: dict) -> Qwen2VL:
     with torch.device("meta"):
-        return model_class.from_hf({"vision_config": vision, **text})
+        return build_qwen(model_class, {"vision_config": vision, **text})
 
 
 def count(module: torch.nn.Module) -> int:
@@ -521,21 +650,52 @@ def language(*sizes: int, **more) -> dict:
 
 
 def test_full_size_models_have_the_published_number_of_parameters():
-    tower = {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "in_chans": 3, "patch_size": 14}
+    tower = {
+        "depth": 32,
+        "embed_dim": 1280,
+        "mlp_ratio": 4,
+        "num_heads": 16,
+        "in_chans": 3,
+        "patch_size": 14,
+    }
     text = language(1536, 28, 12, 2, 8960, 151936, tie_word_embeddings=True)
     small = full_size(Qwen2VL, text, tower | {"hidden_size": 1536})
-    assert (count(small), count(small.vision), count(small.vision.merger)) == (2_208_985_600, 665_271_296, 34_087_936)
-    large = full_size(Qwen2VL, language(3584, 28, 28, 4, 18944, 152064), tower | {"hidden_size": 3584})
+    assert (count(small), count(small.vision), count(small.vision.merger)) == (
+        2_208_985_600,
+        665_271_296,
+        34_087_936,
+    )
+    large = full_size(
+        Qwen2VL, language(3584, 28, 28, 4, 18944, 152064), tower | {"hidden_size": 3584}
+    )
     assert (count(large), count(large.vision)) == (8_291_375_616, 675_759_104)
 
-    tower = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048}
+    tower = {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 2048,
+    }
     text = language(2048, 36, 16, 2, 11008, 151936, tie_word_embeddings=True)
-    qwen25 = full_size(Qwen25VL, text, tower | {"window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]})
+    qwen25 = full_size(
+        Qwen25VL, text, tower | {"window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]}
+    )
     assert (count(qwen25), count(qwen25.vision)) == (3_754_622_976, 668_684_288)
     assert qwen25.config.vision.window == 8 and qwen25.config.sections == (16, 24, 24)
 
-    tower = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "out_hidden_size": 2560}
-    tower |= {"deepstack_visual_indexes": [5, 11, 17], "num_position_embeddings": 2304, "patch_size": 16}
+    tower = {
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "out_hidden_size": 2560,
+    }
+    tower |= {
+        "deepstack_visual_indexes": [5, 11, 17],
+        "num_position_embeddings": 2304,
+        "patch_size": 16,
+    }
     rope = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}
     text = language(2560, 36, 32, 8, 9728, 151936, head_dim=128, rope_theta=5e6, rope_scaling=rope)
     qwen3 = full_size(Qwen3VL, {"text_config": text, "tie_word_embeddings": True}, tower)

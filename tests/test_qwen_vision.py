@@ -1,4 +1,6 @@
-"""Qwen's pictures against the reference processor, the towers' masks against gradients, RoPE against its formulas."""
+"""Qwen's pictures against the reference processor, the towers' masks against gradients, RoPE
+against its formulas.
+"""
 
 import itertools
 import math
@@ -8,11 +10,21 @@ import pytest
 import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as their_smart_resize
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    smart_resize as their_smart_resize,
+)
 
-from minivlm.masks import segments, windows
+from minivlm.parts.masks import segments, windows
+from minivlm.parts.rope import (
+    axial_tables,
+    inverse_frequencies,
+    mrope_axes,
+    mrope_tables,
+    rotary_tables,
+    rotate,
+)
 from minivlm.plotting import effective_mask
-from minivlm.qwen_vision import (
+from minivlm.qwen2_vision import (
     Qwen2Vision,
     Qwen3Vision,
     Qwen25Vision,
@@ -23,14 +35,15 @@ from minivlm.qwen_vision import (
     smart_resize,
     to_patches,
 )
-from minivlm.rope import axial_tables, inverse_frequencies, mrope_axes, mrope_tables, rotary_tables, rotate
 
 TOWERS = [Qwen2Vision, Qwen25Vision, Qwen3Vision]
 
 
 def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
     """A picture whose every pixel differs; with alpha, if the mode has it."""
-    image = Image.frombytes("RGBA", (width, height), random.Random(seed).randbytes(width * height * 4))
+    image = Image.frombytes(
+        "RGBA", (width, height), random.Random(seed).randbytes(width * height * 4)
+    )
     return image.convert(mode) if "A" in mode else image.convert("RGB").convert(mode)
 
 
@@ -46,7 +59,10 @@ def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Im
         ((14, 14), (56, 56)),  # half a factor rounds to 0, then the picture is too small
         ((42, 42), (56, 56)),  # 1.5 rounds to 2
         ((70, 70), (56, 56)),  # 2.5 rounds to 2
-        ((14, 2000), (28, 672)),  # the published rule takes 0 rows for too small, and so shrinks the width
+        (
+            (14, 2000),
+            (28, 672),
+        ),  # the published rule takes 0 rows for too small, and so shrinks the width
         ((1, 1), (56, 56)),
         ((1, 200), (28, 812)),
     ],
@@ -64,7 +80,9 @@ def test_random_sizes_are_those_of_the_reference():
             continue
         factor, small = rng.choice([8, 28, 32]), rng.choice([64, 3136, 65536])
         options = {"factor": factor, "min_pixels": small, "max_pixels": small * rng.randint(2, 200)}
-        assert smart_resize(height, width, **options) == their_smart_resize(height, width, **options)
+        assert smart_resize(height, width, **options) == their_smart_resize(
+            height, width, **options
+        )
 
 
 @pytest.mark.parametrize("height, width", [(1, 201), (402, 2), (0, 5)])
@@ -87,13 +105,21 @@ def test_a_ratio_of_200_is_still_served():
 @pytest.mark.parametrize("patch, merge", [(14, 2), (16, 2), (4, 2), (4, 1), (4, 3)])
 def test_patches_of_pictures_that_fit_are_those_of_the_reference(patch, merge):
     side = patch * merge
-    images = [noise(3 * side, 2 * side), noise(side, 5 * side, seed=1), noise(4 * side, 4 * side, seed=2)]
+    images = [
+        noise(3 * side, 2 * side),
+        noise(side, 5 * side, seed=1),
+        noise(4 * side, 4 * side, seed=2),
+    ]
     limits = {"min_pixels": side**2, "max_pixels": 10**6}
-    theirs = Qwen2VLImageProcessorPil(patch_size=patch, merge_size=merge, **limits)(images, return_tensors="pt")
+    theirs = Qwen2VLImageProcessorPil(patch_size=patch, merge_size=merge, **limits)(
+        images, return_tensors="pt"
+    )
     pixels, grid = preprocess(images, patch=patch, merge=merge, **limits)
     assert torch.equal(grid, theirs["image_grid_thw"])
     assert pixels.shape == theirs["pixel_values"].shape == (grid.prod(1).sum(), 3 * 2 * patch**2)
-    assert (pixels - theirs["pixel_values"]).abs().max() < 2e-6  # of 2.6: float rounding, no pixel differs
+    assert (
+        pixels - theirs["pixel_values"]
+    ).abs().max() < 2e-6  # of 2.6: float rounding, no pixel differs
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1", "CMYK"])
@@ -103,14 +129,21 @@ def test_resized_pictures_of_every_mode_are_those_of_the_reference(mode, size):
     theirs = Qwen2VLImageProcessorPil()(image, return_tensors="pt")
     pixels, grid = preprocess(image)
     assert torch.equal(grid, theirs["image_grid_thw"])
-    assert (pixels - theirs["pixel_values"]).abs().max() < 2e-6  # both resize with PIL: the same bytes
+    assert (
+        pixels - theirs["pixel_values"]
+    ).abs().max() < 2e-6  # both resize with PIL: the same bytes
 
 
 def test_normalisation_can_be_qwen3s():
     image, half = noise(64, 96), (0.5, 0.5, 0.5)
-    theirs = Qwen2VLImageProcessorPil(patch_size=16, image_mean=half, image_std=half)(image, return_tensors="pt")
+    theirs = Qwen2VLImageProcessorPil(patch_size=16, image_mean=half, image_std=half)(
+        image, return_tensors="pt"
+    )
     pixels, grid = preprocess(image, patch=16, mean=half, std=half)
-    assert torch.equal(grid, theirs["image_grid_thw"]) and (pixels - theirs["pixel_values"]).abs().max() < 2e-6
+    assert (
+        torch.equal(grid, theirs["image_grid_thw"])
+        and (pixels - theirs["pixel_values"]).abs().max() < 2e-6
+    )
 
 
 def test_a_transparent_picture_lies_on_white_and_a_palette_may_be_transparent():
@@ -143,10 +176,14 @@ def patches_by_hand(frames: torch.Tensor, patch: int, merge: int) -> list[torch.
     found = []
     count, _, height, width = frames.shape
     for pair in range(count // 2):
-        for top, left in itertools.product(range(0, height, patch * merge), range(0, width, patch * merge)):
+        for top, left in itertools.product(
+            range(0, height, patch * merge), range(0, width, patch * merge)
+        ):
             for row, column in itertools.product(range(merge), repeat=2):
                 y, x = top + row * patch, left + column * patch
-                cut = frames[2 * pair : 2 * pair + 2, :, y : y + patch, x : x + patch]  # (2, C, P, P)
+                cut = frames[
+                    2 * pair : 2 * pair + 2, :, y : y + patch, x : x + patch
+                ]  # (2, C, P, P)
                 found.append(cut.transpose(0, 1).flatten())
     return found
 
@@ -165,9 +202,14 @@ def test_videos_are_frames_of_one_size_and_a_picture_is_a_video_of_two_equal_fra
     pixels, grid = preprocess_videos([[first, second, first], [noise(56, 56)]], min_pixels=56 * 56)
     assert grid.tolist() == [[2, 4, 6], [1, 4, 4]]
     assert torch.equal(pixels[24:48], preprocess(first)[0])
-    by_hand = torch.cat([preprocess(image)[0].unflatten(1, (3, 2, 14, 14))[:, :, :1] for image in (first, second)], 2)
+    by_hand = torch.cat(
+        [preprocess(image)[0].unflatten(1, (3, 2, 14, 14))[:, :, :1] for image in (first, second)],
+        2,
+    )
     assert torch.equal(pixels[:24].unflatten(1, (3, 2, 14, 14)), by_hand)
-    assert preprocess_videos([[first]])[1].tolist() == [[1, 20, 28]]  # the released limits of a frame, in pixels:
+    assert preprocess_videos([[first]])[1].tolist() == [
+        [1, 20, 28]
+    ]  # the released limits of a frame, in pixels:
     assert smart_resize(56, 84, 28, 128 * 784, 768 * 784) == (280, 392)
     with pytest.raises(ValueError, match=r"\(56, 84\), \(84, 56\)"):
         preprocess_videos([[first, noise(56, 84)]])
@@ -178,7 +220,15 @@ def test_videos_are_frames_of_one_size_and_a_picture_is_a_video_of_two_equal_fra
 
 def tower(kind: type, **options) -> Qwen2Vision:
     """A small random tower in which every parameter counts."""
-    defaults = {"width": 16, "layers": 1, "heads": 2, "hidden": 20, "out": 8, "patch": 2, "act": "silu"}
+    defaults = {
+        "width": 16,
+        "layers": 1,
+        "heads": 2,
+        "hidden": 20,
+        "out": 8,
+        "patch": 2,
+        "act": "silu",
+    }
     model = kind(TowerConfig(**(defaults | {"window": 4, "table": 5} | options))).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -230,7 +280,9 @@ def test_masks_of_windows_and_frames_are_declared_as_functions():
     grid = torch.tensor([[2, 4, 6]])
     assert torch.equal(model.mask(grid, 0), both)
     assert torch.equal(model.mask(grid, 1), segments(frames[None])[0, 0])
-    assert torch.equal(windows(torch.tensor([[0, 0, 4], [3, 4, 3]]), 4), torch.eye(3, dtype=torch.bool))
+    assert torch.equal(
+        windows(torch.tensor([[0, 0, 4], [3, 4, 3]]), 4), torch.eye(3, dtype=torch.bool)
+    )
 
 
 @pytest.mark.parametrize("kind", TOWERS)
@@ -238,7 +290,10 @@ def test_a_picture_is_seen_alike_alone_and_packed_with_others(kind):
     model, grid = tower(kind, layers=3, full=(1,), deep=(0, 2)), torch.tensor(GRIDS)
     pixels = torch.randn(grid.prod(1).sum(), 24)
     packed = model(pixels, grid)
-    alone = [model(part, row[None]) for part, row in zip(pixels.split(grid.prod(1).tolist()), grid, strict=True)]
+    alone = [
+        model(part, row[None])
+        for part, row in zip(pixels.split(grid.prod(1).tolist()), grid, strict=True)
+    ]
     assert len(packed) == (3 if kind is Qwen3Vision else 1) and packed[0].std() > 0.1
     for level, parts in zip(packed, zip(*alone, strict=True), strict=True):
         assert level.shape == (25, 8) and (level - torch.cat(parts)).abs().max() < 1e-5
@@ -307,7 +362,11 @@ def test_mrope_sections_are_those_of_the_released_models():
     assert mrope_axes([16, 24, 24], 64) == [0] * 16 + [1] * 24 + [2] * 24
     assert mrope_axes([24, 20, 20], 64, interleaved=True) == [0, 1, 2] * 20 + [0] * 4
     assert mrope_axes([2, 1, 1], 4, interleaved=True) == [0, 1, 2, 0]
-    for sections, count, interleaved in (([16, 24], 40, False), ([16, 24, 24], 32, False), ([24, 20], 64, True)):
+    for sections, count, interleaved in (
+        ([16, 24], 40, False),
+        ([16, 24, 24], 32, False),
+        ([24, 20], 64, True),
+    ):
         with pytest.raises(ValueError, match=f"{count} frequencies"):
             mrope_axes(sections, count, interleaved)
 
@@ -316,7 +375,9 @@ def test_mrope_with_three_equal_positions_is_rope_and_else_each_pair_reads_its_a
     positions = torch.tensor([[3, 1, 4, 1]])
     axes = mrope_axes([1, 2, 1], 4)
     for ours, plain in zip(
-        mrope_tables(positions.expand(3, 1, 4), axes, 50.0), rotary_tables(positions, 8, 50.0), strict=True
+        mrope_tables(positions.expand(3, 1, 4), axes, 50.0),
+        rotary_tables(positions, 8, 50.0),
+        strict=True,
     ):
         assert torch.equal(ours, plain)
     cos, sin = mrope_tables(torch.tensor([[[7]], [[2]], [[5]]]), axes, 50.0)

@@ -1,4 +1,6 @@
-"""Qwen-VL: resampler and image tower against torch's own layers, stages, packing, and which tokens are learned."""
+"""Qwen-VL: resampler and image tower against torch's own layers, stages, packing, and which tokens
+are learned.
+"""
 
 from random import Random
 
@@ -9,14 +11,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from minivlm import grounding, masks, scenes
+from minivlm import boxes, scenes
 from minivlm.bpe import QWEN2_SPLIT, BPETokenizer
 from minivlm.clip import ClipVision, VisionConfig
-from minivlm.decoder import Decoder, DecoderConfig
-from minivlm.generation import generate
 from minivlm.multimodal import IGNORE, answer_loss
+from minivlm.parts import masks
+from minivlm.parts.decoder import Decoder, DecoderConfig
+from minivlm.parts.generation import generate
 from minivlm.plotting import effective_mask
-from minivlm.questions import Question
 from minivlm.qwen_vl import (
     BIGG,
     SPECIAL,
@@ -29,6 +31,8 @@ from minivlm.qwen_vl import (
     pictures,
     train_stage,
 )
+from minivlm.scenes import tasks
+from minivlm.scenes.questions import Question
 from minivlm.vit import to_pixels
 
 
@@ -50,12 +54,18 @@ def sincos_1d(width: int, index: np.ndarray) -> np.ndarray:
 
 
 def released_table(width: int, side: int) -> Tensor:
-    """Half of the features from the column, then half from the row: "here w goes first" in visual.py."""
+    """Half of the features from the column, then half from the row: "here w goes first" in
+    visual.py.
+    """
     column, row = np.meshgrid(np.arange(side), np.arange(side))
-    return torch.tensor(np.concatenate([sincos_1d(width // 2, column), sincos_1d(width // 2, row)], axis=1)).float()
+    return torch.tensor(
+        np.concatenate([sincos_1d(width // 2, column), sincos_1d(width // 2, row)], axis=1)
+    ).float()
 
 
-def reference(resampler: Resampler, image: Tensor, table: Tensor, key_table: Tensor) -> tuple[Tensor, Tensor]:
+def reference(
+    resampler: Resampler, image: Tensor, table: Tensor, key_table: Tensor
+) -> tuple[Tensor, Tensor]:
     """Output and attention (B, h, Q, N) by nn.MultiheadAttention."""
     width, attention = resampler.queries.shape[1], resampler.attention
     theirs = nn.MultiheadAttention(width, attention.heads)
@@ -82,7 +92,11 @@ def test_the_resampler_is_the_released_one_computed_by_torch(seed):
     assert isinstance(resampler.kv_proj, nn.Identity) == (memory == width)  # as in visual.py
     table = released_table(width, side)
     square = table.T.reshape(1, width, side, side)
-    keys = F.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)[0].flatten(1).T
+    keys = (
+        F.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)[0]
+        .flatten(1)
+        .T
+    )
     image = torch.randn(batch, grid**2, memory)
     out, maps = reference(resampler, image, table, table if grid == side else keys)
     assert out.shape == (batch, side**2, width) and (resampler(image) - out).abs().max() < 1e-5
@@ -100,10 +114,14 @@ def test_keys_have_the_table_of_the_queries_resized_and_not_one_of_their_own():
 
 def test_positions_in_one_dimension_tell_the_number_in_reading_order():
     resampler = Resampler(8, 12, 2, side=3, positions="1d")
-    assert (resampler.positions - torch.tensor(sincos_1d(12, np.arange(9))).float()).abs().max() < 1e-6
+    assert (
+        resampler.positions - torch.tensor(sincos_1d(12, np.arange(9))).float()
+    ).abs().max() < 1e-6
     keys = resampler.key_positions(36)
     assert keys.shape == (36, 12) and torch.equal(resampler.key_positions(9), resampler.positions)
-    angle = torch.atan2(keys[:, 0], keys[:, 6])[:12]  # the fastest pair: one radian a query, four keys a query
+    angle = torch.atan2(keys[:, 0], keys[:, 6])[
+        :12
+    ]  # the fastest pair: one radian a query, four keys a query
     assert (angle.diff() > 0).all() and (angle.diff().mean() - 0.25).abs() < 0.05
 
 
@@ -111,7 +129,9 @@ def test_positions_in_one_dimension_tell_the_number_in_reading_order():
 @torch.no_grad()
 def test_only_without_positions_the_order_of_the_patches_does_not_matter(kind, same):
     resampler, image = scatter(Resampler(6, 8, 2, side=2, positions=kind), 0), torch.randn(1, 9, 6)
-    assert torch.allclose(resampler(image), resampler(image[:, torch.randperm(9)]), atol=1e-5) == same
+    assert (
+        torch.allclose(resampler(image), resampler(image[:, torch.randperm(9)]), atol=1e-5) == same
+    )
 
 
 @torch.no_grad()
@@ -119,8 +139,12 @@ def test_values_carry_no_positions():
     """With queries that ask for nothing, every output is the mean of the values, wherever they are."""
     resampler, image = scatter(Resampler(6, 8, 2, side=2), 0), torch.randn(1, 9, 6)
     resampler.attention.q.weight.zero_(), resampler.attention.q.bias.zero_()
-    values = resampler.attention.v(resampler.ln_kv(resampler.kv_proj(image))).mean(dim=1, keepdim=True)
-    assert torch.allclose(resampler(image), resampler.attention.out(values).expand(1, 4, 8), atol=1e-6)
+    values = resampler.attention.v(resampler.ln_kv(resampler.kv_proj(image))).mean(
+        dim=1, keepdim=True
+    )
+    assert torch.allclose(
+        resampler(image), resampler.attention.out(values).expand(1, 4, 8), atol=1e-6
+    )
     assert torch.allclose(resampler.attention_maps(image), torch.tensor(1 / 9))
 
 
@@ -150,7 +174,11 @@ def test_the_full_size_has_the_published_parameters():
         assert count(model.resampler, model.norm, model.projection) == 91_791_360
         assert count(model.vision) == 1_842_770_688  # table 1 says 1.9B
         assert model.image_tokens == 256
-        assert model.resampler(torch.empty(1, 1024, 1664)).shape == (1, 256, 4096)  # 448 x 448 pixels
+        assert model.resampler(torch.empty(1, 1024, 1664)).shape == (
+            1,
+            256,
+            4096,
+        )  # 448 x 448 pixels
 
 
 # The image tower
@@ -160,7 +188,9 @@ def test_the_full_size_has_the_published_parameters():
 @torch.no_grad()
 def test_the_image_tower_is_the_released_one_computed_by_torch(seed):
     heads, layers, grid = [(1, 1, 4), (2, 2, 3), (4, 3, 6), (2, 1, 2)][seed]
-    config = VisionConfig(16, patch=4, width=heads * 4, layers=layers, heads=heads, hidden=20, eps=1e-6, act="gelu")
+    config = VisionConfig(
+        16, patch=4, width=heads * 4, layers=layers, heads=heads, hidden=20, eps=1e-6, act="gelu"
+    )
     tower, width = scatter(ImageTower(config), seed), heads * 4
     pixels = torch.randn(2, 3, 4 * grid, 4 * grid)
     x = F.conv2d(pixels, tower.patch.weight, stride=4)
@@ -168,18 +198,32 @@ def test_the_image_tower_is_the_released_one_computed_by_torch(seed):
     if grid != 4:
         places = F.interpolate(places, size=(grid, grid), mode="bicubic", align_corners=False)
     x = F.layer_norm(
-        (x + places).flatten(2).transpose(1, 2), (width,), tower.pre_norm.weight, tower.pre_norm.bias, 1e-6
+        (x + places).flatten(2).transpose(1, 2),
+        (width,),
+        tower.pre_norm.weight,
+        tower.pre_norm.bias,
+        1e-6,
     )
     for block in tower.blocks:
-        layer = nn.TransformerEncoderLayer(width, heads, 20, 0, "gelu", 1e-6, batch_first=True, norm_first=True).eval()
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 20, 0, "gelu", 1e-6, batch_first=True, norm_first=True
+        ).eval()
         qkv = block.attention.q, block.attention.k, block.attention.v
         state = {
             "self_attn.in_proj_weight": torch.cat([part.weight for part in qkv]),
             "self_attn.in_proj_bias": torch.cat([part.bias for part in qkv]),
         }
-        named = {"self_attn.out_proj": block.attention.out, "linear1": block.mlp.up, "linear2": block.mlp.down}
+        named = {
+            "self_attn.out_proj": block.attention.out,
+            "linear1": block.mlp.up,
+            "linear2": block.mlp.down,
+        }
         named |= {"norm1": block.norm1, "norm2": block.norm2}
-        state |= {f"{name}.{key}": value for name, part in named.items() for key, value in part.state_dict().items()}
+        state |= {
+            f"{name}.{key}": value
+            for name, part in named.items()
+            for key, value in part.state_dict().items()
+        }
         layer.load_state_dict(state)
         x = layer(x)
     assert tower(pixels).shape == (2, grid**2, width) and (tower(pixels) - x).abs().max() < 1e-5
@@ -195,7 +239,10 @@ def test_images_that_are_no_squares_of_patches_are_refused(shape):
 # The model
 
 TOKENIZER = BPETokenizer.train(
-    ["what is this? a red star. the blue star\nuser\nassistant\nsystem\n0123456789"], 300, QWEN2_SPLIT, SPECIAL
+    ["what is this? a red star. the blue star\nuser\nassistant\nsystem\n0123456789"],
+    300,
+    QWEN2_SPLIT,
+    SPECIAL,
 )
 ID = TOKENIZER.special_tokens
 TOWER = VisionConfig(8, patch=4, width=12, layers=1, heads=2, hidden=16, eps=1e-6, act="gelu")
@@ -208,7 +255,9 @@ def toy(vision: nn.Module | None = None, **options) -> QwenVL:
     return scatter(QwenVL(vision or ImageTower(TOWER), Decoder(WORDS), **options), 0)
 
 
-@pytest.mark.parametrize("vision", [ImageTower(TOWER), ClipPatches(ClipVision(TOWER))], ids=["own tower", "CLIP's"])
+@pytest.mark.parametrize(
+    "vision", [ImageTower(TOWER), ClipPatches(ClipVision(TOWER))], ids=["own tower", "CLIP's"]
+)
 @torch.no_grad()
 def test_resampled_images_stand_at_their_places_behind_norm_and_projection(vision):
     model, pixels = toy(vision), torch.randn(3, 3, 8, 8)
@@ -220,7 +269,9 @@ def test_resampled_images_stand_at_their_places_behind_norm_and_projection(visio
     ids = torch.tensor([[1, *run, 2, *run], [*run, 3, 4, 5, 6, 7, 8]])
     embeds = model.embed(ids, pixels)
     assert torch.allclose(embeds[0, 1:5], images[0], atol=1e-6)
-    assert torch.allclose(embeds[0, 6:], images[1], atol=1e-6) and torch.allclose(embeds[1, :4], images[2], atol=1e-6)
+    assert torch.allclose(embeds[0, 6:], images[1], atol=1e-6) and torch.allclose(
+        embeds[1, :4], images[2], atol=1e-6
+    )
     assert model(ids, pixels).shape == (2, 10, WORDS.vocab_size)
     assert torch.allclose(model(ids, pixels), model.decoder(embeds=embeds))
     assert model.attention_maps(pixels).shape == (3, 2, 4, 4)
@@ -242,7 +293,9 @@ def test_generation_is_the_same_with_and_without_cache_and_padding():
     mask = torch.tensor([[1] * len(row) + [0] * (11 - len(row)) for row in rows])
     new = generate(model, ids, 6, attention_mask=mask, pixel_values=pixels)
     assert new.shape == (2, 6)
-    assert torch.equal(new, generate(model, ids, 6, attention_mask=mask, pixel_values=pixels, use_cache=False))
+    assert torch.equal(
+        new, generate(model, ids, 6, attention_mask=mask, pixel_values=pixels, use_cache=False)
+    )
     alone = generate(model, torch.tensor([rows[1]]), 6, pixel_values=pixels[2:])
     assert torch.equal(new[1:], alone)
     with pytest.raises(ValueError, match="2 images take 8 placeholders"):
@@ -251,16 +304,29 @@ def test_generation_is_the_same_with_and_without_cache_and_padding():
 
 def test_each_stage_trains_what_the_paper_trains():
     adapter = {"resampler", "norm", "projection"}
-    trained = {1: {"vision"} | adapter, 2: {"vision", "decoder"} | adapter, 3: {"resampler", "decoder"}}
+    trained = {
+        1: {"vision"} | adapter,
+        2: {"vision", "decoder"} | adapter,
+        3: {"resampler", "decoder"},
+    }
     model = toy()
     for stage in (3, 1, 2, 3, 2):
         train_stage(model, stage)
-        assert all(p.requires_grad == (n.split(".")[0] in trained[stage]) for n, p in model.named_parameters())
+        assert all(
+            p.requires_grad == (n.split(".")[0] in trained[stage])
+            for n, p in model.named_parameters()
+        )
         before = {name: parameter.clone() for name, parameter in model.named_parameters()}
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
-        model(torch.tensor([[1, *[ID["<imgpad>"]] * 4, 2]]), torch.randn(1, 3, 8, 8)).pow(2).mean().backward()
+        model(torch.tensor([[1, *[ID["<imgpad>"]] * 4, 2]]), torch.randn(1, 3, 8, 8)).pow(
+            2
+        ).mean().backward()
         optimizer.step()
-        moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+        moved = {
+            name.split(".")[0]
+            for name, p in model.named_parameters()
+            if not torch.equal(p, before[name])
+        }
         assert moved == trained[stage]
         model.zero_grad()
     for stage in (0, 4):
@@ -292,7 +358,9 @@ CHAT = [
 
 
 def finetune(chat: list[dict], encode) -> tuple[list[int], list[int]]:
-    """ids and labels by the rule of finetune.py: a system or user turn is learned at its marks alone."""
+    """ids and labels by the rule of finetune.py: a system or user turn is learned at its marks
+    alone.
+    """
     ids, labels = [], []
     start, end, newline = ID["<|im_start|>"], ID["<|im_end|>"], TOKENIZER.encode("\n")
     for message in chat:
@@ -300,7 +368,9 @@ def finetune(chat: list[dict], encode) -> tuple[list[int], list[int]]:
         turn = [start] + role + newline + content + [end] + newline
         hidden = content if message["role"] == "assistant" else [IGNORE] * len(content)
         ids += turn
-        labels += [start] + [IGNORE] * len(role) + [IGNORE] * len(newline) + hidden + [end] + newline
+        labels += (
+            [start] + [IGNORE] * len(role) + [IGNORE] * len(newline) + hidden + [end] + newline
+        )
     return ids, labels
 
 
@@ -308,14 +378,20 @@ def encode(content: str | list[dict]) -> list[int]:
     """All marks are tokens; an image is its four places between <img> and </img>."""
     parts = [text(content)] if isinstance(content, str) else content
     image = "<img>" + "<imgpad>" * 4 + "</img>"
-    return [i for part in parts for i in TOKENIZER.encode(image if part == IMAGE else part["text"], "all")]
+    return [
+        i
+        for part in parts
+        for i in TOKENIZER.encode(image if part == IMAGE else part["text"], "all")
+    ]
 
 
 @pytest.mark.parametrize(
     "chat", [CHAT, pictures(CHAT), CHAT[1:], CHAT[:1]], ids=["plain", "numbered", "user", "system"]
 )
 def test_the_labels_are_those_of_the_released_finetune(chat):
-    images = sum(part == IMAGE for m in chat if not isinstance(m["content"], str) for part in m["content"])
+    images = sum(
+        part == IMAGE for m in chat if not isinstance(m["content"], str) for part in m["content"]
+    )
     row = processor().prepare(chat, [PICTURE] * images)
     ids, labels = finetune(chat, encode)
     assert row["input_ids"][0].tolist() == ids and row["labels"][0].tolist() == labels
@@ -336,15 +412,21 @@ def test_a_conversation_reads_as_the_released_one():
         "<|im_start|>assistant\na red star<|im_end|>\n"
     )
     assert row["pixel_values"].shape == (3, 3, 8, 8)
-    assert CHAT[1]["content"][0] == IMAGE and pictures(CHAT)[0] is not CHAT[0]  # nothing is changed in place
+    assert (
+        CHAT[1]["content"][0] == IMAGE and pictures(CHAT)[0] is not CHAT[0]
+    )  # nothing is changed in place
     reply = processor().prepare(pictures(CHAT[:2]), [PICTURE] * 2, reply=True)
-    assert TOKENIZER.decode(reply["input_ids"][0].tolist()).endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert TOKENIZER.decode(reply["input_ids"][0].tolist()).endswith(
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert processor().messages(row["input_ids"][0].tolist())[2] == CHAT[2]
 
 
 def test_the_tags_of_boxes_are_tokens_and_other_marks_in_a_text_are_refused():
-    ids = processor().prepare([{"role": "user", "content": "<ref>a</ref><box>(1,2),(3,4)</box>"}])["input_ids"][0]
-    assert {ID[tag] for tag in grounding.TAGS} <= set(ids.tolist())
+    ids = processor().prepare([{"role": "user", "content": "<ref>a</ref><box>(1,2),(3,4)</box>"}])[
+        "input_ids"
+    ][0]
+    assert {ID[tag] for tag in boxes.TAGS} <= set(ids.tolist())
     digits = TOKENIZER.encode("(123,4)")
     assert [TOKENIZER.decode([i]) for i in digits] == ["(", "1", "2", "3", ",", "4", ")"]
     for mark in ("<img>", "<imgpad>", "<|im_end|>", "<|endoftext|>"):
@@ -357,19 +439,35 @@ def test_the_tags_of_boxes_are_tokens_and_other_marks_in_a_text_are_refused():
 @pytest.mark.parametrize(
     ("asked", "prompt", "learned"),
     [
-        (Question("what is this?", ("a star", "a red star"), "which"), "what is this? Answer:", " a star"),
+        (
+            Question("what is this?", ("a star", "a red star"), "which"),
+            "what is this? Answer:",
+            " a star",
+        ),
         (Question("Generate the caption in English:", ("a star",), "caption"), None, " a star"),
-        (Question("<ref>the star</ref>", ("<box>(1,2),(3,4)</box>",), "grounding"), None, "<box>(1,2),(3,4)</box>"),
-        (Question("<ref>This</ref><box>(1,2),(3,4)</box> is", ("a star",), "referring"), None, " a star"),
+        (
+            Question("<ref>the star</ref>", ("<box>(1,2),(3,4)</box>",), "grounding"),
+            None,
+            "<box>(1,2),(3,4)</box>",
+        ),
+        (
+            Question("<ref>This</ref><box>(1,2),(3,4)</box> is", ("a star",), "referring"),
+            None,
+            " a star",
+        ),
     ],
 )
-def test_a_task_is_an_image_a_prompt_and_an_answer_of_which_the_answer_and_the_end_are_learned(asked, prompt, learned):
+def test_a_task_is_an_image_a_prompt_and_an_answer_of_which_the_answer_and_the_end_are_learned(
+    asked, prompt, learned
+):
     row, open_row = processor().task(asked, PICTURE), processor().task(asked, PICTURE, reply=True)
     image = "<img><imgpad><imgpad><imgpad><imgpad></img>"
     ids, labels = row["input_ids"][0], row["labels"][0]
     assert TOKENIZER.decode(ids.tolist()) == f"{image}{prompt or asked.text}{learned}<|endoftext|>"
     assert TOKENIZER.decode(labels[labels != IGNORE].tolist()) == f"{learned}<|endoftext|>"
-    assert torch.equal(labels[labels != IGNORE], ids[labels != IGNORE]) and row["pixel_values"].shape == (1, 3, 8, 8)
+    assert torch.equal(labels[labels != IGNORE], ids[labels != IGNORE]) and row[
+        "pixel_values"
+    ].shape == (1, 3, 8, 8)
     assert torch.equal(open_row["input_ids"][0], ids[labels == IGNORE])
 
 
@@ -377,9 +475,11 @@ def test_a_task_is_an_image_a_prompt_and_an_answer_of_which_the_answer_and_the_e
 def test_packed_examples_of_every_kind_give_the_logits_that_each_gives_alone():
     p, model, rng = processor(), toy(), Random(0)
     found = scenes.sample(3, 0, label=2)
-    rows = [p.task(asked, PICTURE) for s in found for asked in grounding.tasks(s, rng)]
-    chat = grounding.album(found, rng)[1]
-    noise = [row["pixel_values"].normal_() for row in (*rows, p.prepare(pictures(chat), [PICTURE] * 3))]
+    rows = [p.task(asked, PICTURE) for s in found for asked in tasks.tasks(s, rng)]
+    chat = tasks.album(found, rng)[1]
+    noise = [
+        row["pixel_values"].normal_() for row in (*rows, p.prepare(pictures(chat), [PICTURE] * 3))
+    ]
     rows.append(p.prepare(pictures(chat), [PICTURE] * 3) | {"pixel_values": noise[-1]})
     batch = p.pack(rows, max(row["input_ids"].shape[1] for row in rows) + 20)
     assert len(batch["input_ids"]) < len(rows) / 2 and len(batch["pixel_values"]) == len(rows) + 2

@@ -5,10 +5,11 @@ import pytest
 from PIL import Image, ImageFilter
 
 from minivlm import scenes
-from minivlm.reading import read_objects
+from minivlm.scenes import drawing
+from minivlm.scenes.reading import read_objects
 
 
-@pytest.mark.parametrize("split", scenes.SPLITS)
+@pytest.mark.parametrize("split", drawing.SPLITS)
 @pytest.mark.parametrize("options", [{}, {"cell": 24}, {"rows": 3, "columns": 6}])
 def test_every_rendered_scene_is_read_back_exactly(split, options):
     for scene in scenes.sample(40, 3, split, **options):
@@ -18,13 +19,16 @@ def test_every_rendered_scene_is_read_back_exactly(split, options):
 def test_a_little_blur_does_not_change_what_is_read():
     some = scenes.sample(60, 4)
     read = [read_objects(scene.image.filter(ImageFilter.GaussianBlur(0.7))) for scene in some]
-    assert sum(set(found or ()) == set(scene.objects) for found, scene in zip(read, some, strict=True)) >= 58
+    assert (
+        sum(set(found or ()) == set(scene.objects) for found, scene in zip(read, some, strict=True))
+        >= 58
+    )
 
 
 def test_noise_is_unreadable_and_paper_is_empty():
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     assert read_objects(Image.fromarray(noise)) is None
-    assert read_objects(Image.new("RGB", (64, 64), scenes.BACKGROUND)) == ()
+    assert read_objects(Image.new("RGB", (64, 64), drawing.BACKGROUND)) == ()
 
 
 def test_an_image_off_the_grid_is_refused():

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from minivlm import scenes
-from minivlm.grammar import COLORS, SHAPES
+from minivlm.scenes import drawing
+from minivlm.scenes.grammar import COLORS, SHAPES
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,9 @@ def test_a_shorter_sample_is_the_head_of_a_longer_one_and_seeds_differ(train):
     assert scenes.sample(50, 1) != head
 
 
-@pytest.mark.parametrize("split", scenes.SPLITS)
+@pytest.mark.parametrize("split", drawing.SPLITS)
 def test_the_files_are_the_head_of_each_stream_pixel_for_pixel(split):
-    stored, drawn = scenes.load(split), scenes.sample(scenes.SPLITS[split], 0, split)
+    stored, drawn = scenes.load(split), scenes.sample(drawing.SPLITS[split], 0, split)
     assert stored == drawn
     for a, b in zip(stored, drawn, strict=True):
         assert a.image.size == (64, 64)
@@ -42,11 +43,13 @@ def test_no_picture_of_another_split_stands_in_train():
 
 def test_train_shows_every_colour_and_shape_but_no_held_out_pair(train):
     pairs = {(thing.color, thing.shape) for scene in train for thing in scene.objects}
-    assert pairs == set(scenes.SEEN)
+    assert pairs == set(drawing.SEEN)
     assert {color for color, _ in pairs} == set(COLORS)
     assert {shape for _, shape in pairs} == set(SHAPES)
-    composition = {(t.color, t.shape) for s in scenes.sample(300, 0, "composition") for t in s.objects}
-    assert composition == set(scenes.HELD_OUT)
+    composition = {
+        (t.color, t.shape) for s in scenes.sample(300, 0, "composition") for t in s.objects
+    }
+    assert composition == set(drawing.HELD_OUT)
     assert not composition & pairs
 
 
@@ -63,16 +66,18 @@ def test_boxes_hold_their_objects_and_nothing_else_is_drawn(train):
         for thing in scene.objects:
             x1, y1, x2, y2 = thing.box
             inside = pixels[y1:y2, x1:x2]
-            assert (inside == scenes.PALETTE[thing.color]).all(axis=-1).mean() > 0.1  # a small star fills least
+            assert (inside == drawing.PALETTE[thing.color]).all(
+                axis=-1
+            ).mean() > 0.1  # a small star fills least
             middle = pixels[(y1 + y2) // 2, (x1 + x2) // 2]
-            assert tuple(middle) == scenes.PALETTE[thing.color]
-            rest[y1:y2, x1:x2] = scenes.BACKGROUND
-        assert (rest == scenes.BACKGROUND).all()
+            assert tuple(middle) == drawing.PALETTE[thing.color]
+            rest[y1:y2, x1:x2] = drawing.BACKGROUND
+        assert (rest == drawing.BACKGROUND).all()
 
 
 def test_every_shape_touches_all_four_sides_of_its_box():
     for shape, side in itertools.product(SHAPES, (9, 15, 30)):
-        coverage = np.asarray(scenes.stencil(shape, side))
+        coverage = np.asarray(drawing.stencil(shape, side))
         left, top, right, bottom = coverage[:, 0], coverage[0], coverage[:, -1], coverage[-1]
         assert all(edge.max() > 60 for edge in (left, top, right, bottom)), (shape, side)
 
@@ -80,13 +85,17 @@ def test_every_shape_touches_all_four_sides_of_its_box():
 def test_no_two_shapes_look_alike():
     for a, b in itertools.combinations(SHAPES, 2):
         for side in (9, 15):
-            one, two = (np.asarray(scenes.stencil(shape, side)).astype(float) / 255 for shape in (a, b))
+            one, two = (
+                np.asarray(drawing.stencil(shape, side)).astype(float) / 255 for shape in (a, b)
+            )
             assert np.abs(one - two).mean() > 0.1, (a, b, side)
 
 
 def lab(linear: np.ndarray) -> np.ndarray:
     """Linear sRGB -> CIELAB (D65)."""
-    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
     xyz = to_xyz @ linear.clip(0, 1) / np.array([0.9505, 1, 1.089])
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
@@ -95,21 +104,39 @@ def lab(linear: np.ndarray) -> np.ndarray:
 DICHROMACY = {  # Machado et al. 2009, severity 1
     "none": np.eye(3),
     "protan": np.array(
-        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ]
     ),
     "deutan": np.array(
-        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.01182, 0.04294, 0.968881],
+        ]
     ),
     "tritan": np.array(
-        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]]
+        [
+            [1.255528, -0.076749, -0.178779],
+            [-0.078411, 0.930809, 0.147602],
+            [0.004733, 0.691367, 0.3039],
+        ]
     ),
 }
 
 
 @pytest.mark.parametrize("vision", DICHROMACY)
 def test_colour_blind_readers_can_tell_all_colours_and_the_background_apart(vision):
-    colors = {name: np.array(value) / 255 for name, value in (scenes.PALETTE | {"paper": scenes.BACKGROUND}).items()}
-    linear = {n: np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for n, c in colors.items()}
+    colors = {
+        name: np.array(value) / 255
+        for name, value in (drawing.PALETTE | {"paper": drawing.BACKGROUND}).items()
+    }
+    linear = {
+        n: np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+        for n, c in colors.items()
+    }
     seen = {name: lab(DICHROMACY[vision] @ value) for name, value in linear.items()}
     for a, b in itertools.combinations(seen, 2):
         assert np.linalg.norm(seen[a] - seen[b]) > 20, (a, b)  # 2.3 is a just noticeable difference
@@ -117,7 +144,9 @@ def test_colour_blind_readers_can_tell_all_colours_and_the_background_apart(visi
 
 def test_other_canvases_have_their_size_and_their_captions_hold():
     drawn = scenes.sample(100, 0, rows=3, columns=8, cell=24)
-    assert all(scene.image.size == (192, 72) and scenes.is_true(scene.caption, scene) for scene in drawn)
+    assert all(
+        scene.image.size == (192, 72) and scenes.is_true(scene.caption, scene) for scene in drawn
+    )
     assert max(thing.box[2] for scene in drawn for thing in scene.objects) > 96
 
 
@@ -127,13 +156,18 @@ def test_labels_are_written_on_the_objects_and_into_the_caption():
         assert scenes.is_true(scene.caption, scene) and scenes.is_true(scene.caption_zh, scene)
         wrong = scene.caption.replace(scene.objects[0].text, "00")
         assert not scenes.is_true(wrong, scene)
-        plain = scenes.render([replace(thing, text="") for thing in scene.objects], scene.image.size)
+        plain = drawing.render(
+            [replace(thing, text="") for thing in scene.objects], scene.image.size
+        )
         assert plain.tobytes() != scene.image.tobytes()
 
 
 def test_labels_are_drawn_from_the_characters_that_are_asked_for():
     drawn = {
-        c for scene in scenes.sample(60, 0, label=2, characters="37A") for thing in scene.objects for c in thing.text
+        c
+        for scene in scenes.sample(60, 0, label=2, characters="37A")
+        for thing in scene.objects
+        for c in thing.text
     }
     assert drawn == {*"37A"}
     for characters in ("", "O", "37a"):
@@ -148,13 +182,20 @@ def test_a_video_moves_its_object_in_the_directions_that_the_caption_says(turns)
         assert len(scene.frames) == 5 and scene.image is scene.frames[0]
         centers = []
         for frame in scene.frames:
-            ys, xs = np.nonzero((np.asarray(frame) != scenes.BACKGROUND).any(axis=-1))
+            ys, xs = np.nonzero((np.asarray(frame) != drawing.BACKGROUND).any(axis=-1))
             centers.append((xs.mean(), ys.mean()))
             assert len(xs) > 20  # never outside the picture
-        steps = [tuple(int(v) for v in np.sign(np.round(np.subtract(b, a)))) for a, b in itertools.pairwise(centers)]
-        assert tuple(key for key, _ in itertools.groupby(steps)) == tuple(unit[d] for d in scene.objects[0].motion)
+        steps = [
+            tuple(int(v) for v in np.sign(np.round(np.subtract(b, a))))
+            for a, b in itertools.pairwise(centers)
+        ]
+        assert tuple(key for key, _ in itertools.groupby(steps)) == tuple(
+            unit[d] for d in scene.objects[0].motion
+        )
         assert scenes.is_true(scene.caption, scene) and scenes.is_true(scene.caption_zh, scene)
-        assert not scenes.is_true(scene.caption.replace("moving ", "moving up then down then "), scene)
+        assert not scenes.is_true(
+            scene.caption.replace("moving ", "moving up then down then "), scene
+        )
 
 
 def test_noise_makes_the_given_share_of_captions_false_and_leaves_the_pictures(train):
@@ -162,12 +203,14 @@ def test_noise_makes_the_given_share_of_captions_false_and_leaves_the_pictures(t
     assert [s.image.tobytes() for s in noisy] == [s.image.tobytes() for s in train]
     wrong = [not scenes.is_true(scene.caption, scene) for scene in noisy]
     assert abs(np.mean(wrong) - 0.4) < 0.03
-    assert all(not scenes.is_true(s.caption_zh, s) for s, false in zip(noisy, wrong, strict=True) if false)
+    assert all(
+        not scenes.is_true(s.caption_zh, s) for s, false in zip(noisy, wrong, strict=True) if false
+    )
 
 
 def test_save_and_load_give_the_same_scenes(tmp_path):
     drawn = scenes.sample(5, 7, "val")
-    scenes.save(drawn, tmp_path / "val")
+    drawing.save(drawn, tmp_path / "val")
     assert scenes.load("val", tmp_path) == drawn
     with Image.open(tmp_path / "val" / "00000.png") as image:
         assert image.mode == "RGB"

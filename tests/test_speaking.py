@@ -1,4 +1,6 @@
-"""One command for any checkpoint that speaks: published folders say what transformers says, others say why not."""
+"""One command for any checkpoint that speaks: published folders say what transformers says, others
+say why not.
+"""
 
 import json
 
@@ -18,10 +20,11 @@ from transformers import (
 )
 
 from minivlm import __main__ as command
-from minivlm import instructions, scenes, speaking
-from minivlm.captioner import Captioner
+from minivlm import scenes, speaking
+from minivlm.scenes import instructions
 from minivlm.speaking import open_checkpoint
-from minivlm.train_blip import ToyBlip
+from minivlm.toys.blip import ToyBlip
+from minivlm.toys.captioner import Captioner
 from minivlm.vit import to_pixels
 
 WORDS = ["<s>", "</s>", "<image>", "[unk]", "USER", ":", "ASSISTANT", "Question", "Answer"]
@@ -29,18 +32,40 @@ WORDS += ["what", "is", "this", "?", "Describe", "the", "image", "."]
 VOCABULARY = {word: i for i, word in enumerate([*WORDS, *(f"w{i}" for i in range(30))])}
 BEGIN, END, PLACE = 0, 1, 2
 PICTURE = scenes.load("test")[0].image.resize((40, 24))
-TEXT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": len(VOCABULARY)}
-TEXT |= {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": END, "max_position_embeddings": 128}
-VISION = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+TEXT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": len(VOCABULARY),
+}
+TEXT |= {
+    "bos_token_id": BEGIN,
+    "eos_token_id": END,
+    "pad_token_id": END,
+    "max_position_embeddings": 128,
+}
+VISION = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 20,
+}
 VISION |= {"image_size": 16, "patch_size": 8}
-QFORMER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+QFORMER = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 20,
+}
 
 
 def write_tokenizer(folder) -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[unk]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace()])
     tokenizer.add_special_tokens(["<image>"])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BEGIN)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", BEGIN)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     return tokenizer
 
@@ -54,7 +79,9 @@ def randomise(model):
 
 
 def pixels(crop: bool) -> torch.Tensor:
-    image = PICTURE.crop((8, 0, 32, 24)) if crop else PICTURE  # the middle square, before it is made smaller
+    image = (
+        PICTURE.crop((8, 0, 32, 24)) if crop else PICTURE
+    )  # the middle square, before it is made smaller
     return to_pixels([image], (16, 16), mean=speaking.CLIP_MEAN, std=speaking.CLIP_STD)
 
 
@@ -63,9 +90,14 @@ def said(tokenizer: Tokenizer, ids: torch.Tensor) -> str:
 
 
 def test_a_published_llava_is_asked_in_its_authors_template(tmp_path):
-    vision, text = VISION | {"model_type": "clip_vision_model"}, TEXT | {"model_type": "llama", "intermediate_size": 20}
+    vision, text = (
+        VISION | {"model_type": "clip_vision_model"},
+        TEXT | {"model_type": "llama", "intermediate_size": 20},
+    )
     theirs = randomise(
-        LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=PLACE))
+        LlavaForConditionalGeneration(
+            LlavaConfig(vision_config=vision, text_config=text, image_token_index=PLACE)
+        )
     )
     theirs.save_pretrained(tmp_path)
     tokenizer = write_tokenizer(tmp_path)
@@ -74,7 +106,9 @@ def test_a_published_llava_is_asked_in_its_authors_template(tmp_path):
         ids = tokenizer.encode(f"USER: <image>\n{question} ASSISTANT:").ids
         at = ids.index(PLACE)
         prompt = torch.tensor([ids[:at] + [PLACE] * 4 + ids[at + 1 :]])
-        new = theirs.generate(input_ids=prompt, pixel_values=pixels(crop=True), max_new_tokens=40, do_sample=False)
+        new = theirs.generate(
+            input_ids=prompt, pixel_values=pixels(crop=True), max_new_tokens=40, do_sample=False
+        )
         new = new[:, prompt.shape[1] :] if new.shape[1] > 40 else new
         assert speaker.ask(PICTURE, question) == said(tokenizer, new)
     assert speaker.caption(PICTURE) == speaker.ask(PICTURE, "Describe the image.")
@@ -85,7 +119,11 @@ def test_a_published_llava_is_asked_in_its_authors_template(tmp_path):
 def test_a_published_blip_2_is_asked_behind_its_queries(tmp_path):
     text = TEXT | {"model_type": "opt", "ffn_dim": 20, "word_embed_proj_dim": 16}
     config = Blip2Config(
-        vision_config=VISION, qformer_config=QFORMER, text_config=text, num_query_tokens=3, image_token_index=PLACE
+        vision_config=VISION,
+        qformer_config=QFORMER,
+        text_config=text,
+        num_query_tokens=3,
+        image_token_index=PLACE,
     )
     theirs = randomise(Blip2ForConditionalGeneration(config))
     theirs.save_pretrained(tmp_path)
@@ -96,7 +134,9 @@ def test_a_published_blip_2_is_asked_behind_its_queries(tmp_path):
         ("", speaker.caption(PICTURE)),
     ):
         ids = torch.tensor([[PLACE] * 3 + tokenizer.encode(prompt).ids])
-        new = theirs.generate(pixel_values=pixels(crop=False), input_ids=ids, max_new_tokens=40, do_sample=False)
+        new = theirs.generate(
+            pixel_values=pixels(crop=False), input_ids=ids, max_new_tokens=40, do_sample=False
+        )
         new = new[:, ids.shape[1] :] if new.shape[1] > 40 else new
         assert got == said(tokenizer, new) and got
     with pytest.raises(ValueError, match="special token '<image>'"):
@@ -105,26 +145,36 @@ def test_a_published_blip_2_is_asked_behind_its_queries(tmp_path):
 
 def test_a_published_blip_captions_and_answers_nothing(tmp_path):
     text = TEXT | {"intermediate_size": 20, "sep_token_id": END, "projection_dim": 16}
-    theirs = randomise(BlipForConditionalGeneration(BlipConfig(vision_config=VISION, text_config=text)))
+    theirs = randomise(
+        BlipForConditionalGeneration(BlipConfig(vision_config=VISION, text_config=text))
+    )
     theirs.save_pretrained(tmp_path)
     tokenizer = write_tokenizer(tmp_path)
     speaker = open_checkpoint(tmp_path)
     ids = [BEGIN]
     with torch.no_grad():
-        while len(ids) < 41 and (len(ids) == 1 or ids[-1] != END):  # transformers' own loop adds a [SEP] of its own
-            ids.append(theirs(pixels(crop=False), torch.tensor([ids])).logits[0, -1].argmax().item())
+        while len(ids) < 41 and (
+            len(ids) == 1 or ids[-1] != END
+        ):  # transformers' own loop adds a [SEP] of its own
+            ids.append(
+                theirs(pixels(crop=False), torch.tensor([ids])).logits[0, -1].argmax().item()
+            )
     assert speaker.caption(PICTURE) == said(tokenizer, torch.tensor([ids[1:]]))
     with pytest.raises(ValueError, match="answers no question"):
         speaker.ask(PICTURE, "what is this ?")
 
 
 def test_checkpoints_that_write_no_text_say_so(tmp_path):
-    CLIPModel(CLIPConfig(vision_config=VISION, text_config=TEXT | {"intermediate_size": 20})).save_pretrained(tmp_path)
+    CLIPModel(
+        CLIPConfig(vision_config=VISION, text_config=TEXT | {"intermediate_size": 20})
+    ).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'clip' writes no text"):
         open_checkpoint(tmp_path)
     retrieval = tmp_path / "retrieval"
     text = TEXT | {"intermediate_size": 20, "projection_dim": 16}
-    BlipForImageTextRetrieval(BlipConfig(vision_config=VISION, text_config=text)).save_pretrained(retrieval)
+    BlipForImageTextRetrieval(BlipConfig(vision_config=VISION, text_config=text)).save_pretrained(
+        retrieval
+    )
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         open_checkpoint(retrieval)
     write_tokenizer(retrieval)
@@ -175,7 +225,9 @@ def test_without_a_checkpoint_the_committed_llava_answers(tmp_path, capsys):
     assert sum(right) >= 8
 
 
-def test_a_question_with_a_control_token_or_a_broken_picture_gets_one_line(picture, tmp_path, capsys):
+def test_a_question_with_a_control_token_or_a_broken_picture_gets_one_line(
+    picture, tmp_path, capsys
+):
     (tmp_path / "b.png").write_text("no picture")
     for arguments, words in (
         ((picture, "say <|im_end|>"), "<|im_end|>"),

@@ -10,11 +10,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from minivlm.subwords import MAX_WORD, UNKNOWN, Unigram, WordPiece
 
-TEXT = "low lower lowest new newer newest wide wider widest the small red circle is left of the blue square. " * 3
+TEXT = (
+    "low lower lowest new newer newest wide wider widest the small red circle is left of the blue square. "
+    * 3
+)
 
 
 def hf_wordpiece(model: WordPiece) -> Tokenizer:
-    hf = Tokenizer(models.WordPiece(model.vocab, unk_token=UNKNOWN, max_input_chars_per_word=MAX_WORD))
+    hf = Tokenizer(
+        models.WordPiece(model.vocab, unk_token=UNKNOWN, max_input_chars_per_word=MAX_WORD)
+    )
     hf.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return hf
 
@@ -30,7 +35,8 @@ def ids_of(model: Unigram, pieces: list[str]) -> list[int]:
     return [ids.get(piece, 0) for piece in pieces]
 
 
-# --- WordPiece --------------------------------------------------------------------------------------------
+# --- WordPiece
+# --------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None)
@@ -60,7 +66,9 @@ def test_wordpiece_gives_up_on_words_of_more_than_a_hundred_characters():
 def test_wordpiece_training_prefers_the_pair_that_is_surprising_not_the_frequent_one():
     # "ab" occurs 6 times among 12 a and 12 b: 6/144; "xy" twice among 2 x and 2 y: 2/4
     model = WordPiece.train("ab ab ab ab ab ab ac ac ac ac ac ac bd bd bd bd bd bd xy xy", 14)
-    learned = [piece for piece in model.vocab if len(piece.removeprefix("##")) > 1 and piece != UNKNOWN]
+    learned = [
+        piece for piece in model.vocab if len(piece.removeprefix("##")) > 1 and piece != UNKNOWN
+    ]
     assert learned[0] == "xy"
 
 
@@ -72,14 +80,17 @@ def test_wordpiece_training_grows_to_the_size_asked_for_or_until_nothing_is_left
     assert WordPiece.train("", 5).tokenize("a") == [UNKNOWN]
 
 
-# --- Unigram ----------------------------------------------------------------------------------------------
+# --- Unigram
+# ----------------------------------------------------------------------------------------------
 
 log_p = st.floats(-20, -0.01)
 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    scores=st.dictionaries(st.text("abc中▁", min_size=1, max_size=4), log_p, min_size=1, max_size=10),
+    scores=st.dictionaries(
+        st.text("abc中▁", min_size=1, max_size=4), log_p, min_size=1, max_size=10
+    ),
     text=st.text("abcd中🙂", min_size=1, max_size=14),
 )
 def test_unigram_cuts_like_tokenizers_with_the_same_scores(scores, text):
@@ -103,7 +114,9 @@ def test_viterbi_and_expected_counts_are_those_of_listing_every_way_to_cut(score
     known = [way for way in ways(word) if all(piece in model.scores for piece in way)]
     log_ps = [sum(model.scores[piece] for piece in way) for way in known]
     pieces, best = model.viterbi(word)
-    assert best == pytest.approx(max(log_ps)) and sum(model.scores[p] for p in pieces) == pytest.approx(best)
+    assert best == pytest.approx(max(log_ps)) and sum(
+        model.scores[p] for p in pieces
+    ) == pytest.approx(best)
     total = sum(map(math.exp, log_ps))
     expected = model.expected_counts({word: 3})
     for piece in model.scores:
@@ -117,7 +130,9 @@ def test_expectation_maximization_never_lowers_the_likelihood():
     expected, before = dict.fromkeys(sorted(pieces), 1.0), -math.inf
     for _ in range(6):
         model = Unigram.from_counts(expected)
-        ways_p = {w: [math.exp(sum(model.scores[p] for p in way)) for way in ways(w)] for w in counts}
+        ways_p = {
+            w: [math.exp(sum(model.scores[p] for p in way)) for way in ways(w)] for w in counts
+        }
         likelihood = sum(n * math.log(sum(ways_p[word])) for word, n in counts.items())
         assert likelihood >= before - 1e-6
         expected, before = model.expected_counts(counts), likelihood

@@ -1,13 +1,18 @@
-"""The small BLIP: it learns, it is saved, and the instruments that measure it measure what they say."""
+"""The small BLIP: it learns, it is saved, and the instruments that measure it measure what they
+say.
+"""
 
 from random import Random
 
 import pytest
 import torch
 
-from minivlm import grammar, scenes, train_blip
-from minivlm.captioner import pixels
-from minivlm.train_blip import ToyBlip, bootstrap, foils, judgements, mates, retrieval, told_truly
+from minivlm import scenes
+from minivlm.scenes import drawing, grammar
+from minivlm.scenes.pixels import pixels
+from minivlm.toys import blip
+from minivlm.toys.blip import ToyBlip, bootstrap, foils, judgements, retrieval, told_truly
+from minivlm.toys.common import mates
 
 SINGLE = [scene for scene in scenes.sample(600, seed=0) if len(scene.objects) == 1][:150]
 IMAGES, CAPTIONS = pixels([scene.image for scene in SINGLE]), [scene.caption for scene in SINGLE]
@@ -31,7 +36,9 @@ def test_a_saved_blip_says_the_same(trained, tmp_path):
     toy.save(tmp_path)
     again = ToyBlip.load(tmp_path)
     assert again.captions(IMAGES[:4]) == toy.captions(IMAGES[:4])
-    assert torch.equal(again.matches(IMAGES[:4], CAPTIONS[:4]), toy.matches(IMAGES[:4], CAPTIONS[:4]))
+    assert torch.equal(
+        again.matches(IMAGES[:4], CAPTIONS[:4]), toy.matches(IMAGES[:4], CAPTIONS[:4])
+    )
 
 
 def test_a_text_longer_than_the_positions_is_cut_and_still_ends():
@@ -50,7 +57,10 @@ def test_rows_at_a_time_change_nothing(trained):
 
 def test_nucleus_captions_repeat_by_seed_and_differ_from_each_other(trained):
     toy, _ = trained
-    draws = [toy.captions(IMAGES[:20], top_p=0.9, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    draws = [
+        toy.captions(IMAGES[:20], top_p=0.9, generator=torch.Generator().manual_seed(s))
+        for s in (1, 1, 2)
+    ]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -73,8 +83,13 @@ class Oracle(ToyBlip):
     """A judge that knows the truth, and vectors that say nothing."""
 
     def matches(self, images, captions, rows=1000):
-        order = {image.numpy().tobytes(): scene for image, scene in zip(IMAGES, SINGLE, strict=True)}
-        truth = [scenes.is_true(c, order[i.numpy().tobytes()]) for i, c in zip(images, captions, strict=True)]
+        order = {
+            image.numpy().tobytes(): scene for image, scene in zip(IMAGES, SINGLE, strict=True)
+        }
+        truth = [
+            scenes.is_true(c, order[i.numpy().tobytes()])
+            for i, c in zip(images, captions, strict=True)
+        ]
         return torch.tensor(truth).float()
 
 
@@ -94,7 +109,9 @@ def test_untrained_blip_is_at_chance():
     assert told_truly(toy, SINGLE, IMAGES) < 0.1
 
 
-def test_the_sets_of_capfilt_are_what_a_filter_lets_through_of_the_web_and_of_the_captioner(trained):
+def test_the_sets_of_capfilt_are_what_a_filter_lets_through_of_the_web_and_of_the_captioner(
+    trained,
+):
     toy, _ = trained
     oracle = Oracle(toy.model, toy.tokenizer, toy.config)
     web = CAPTIONS[1:41] + CAPTIONS[:1] + CAPTIONS[41:]  # the first 41 are each other's
@@ -130,7 +147,9 @@ def test_mates_are_false_of_each_others_scenes():
     pairs = mates([scene.caption for scene in found]).tolist()
     assert len(pairs) > 300
     for a, b in pairs:
-        assert not scenes.is_true(found[a].caption, found[b]) and not scenes.is_true(found[b].caption, found[a])
+        assert not scenes.is_true(found[a].caption, found[b]) and not scenes.is_true(
+            found[b].caption, found[a]
+        )
 
 
 def test_every_second_batch_is_made_of_mates(monkeypatch):
@@ -140,7 +159,7 @@ def test_every_second_batch_is_made_of_mates(monkeypatch):
     def watch(model, stream, loss, steps, **options):
         seen.extend(next(stream)[1] for _ in range(4))
 
-    monkeypatch.setattr(train_blip, "fit", watch)
+    monkeypatch.setattr(blip, "fit", watch)
     toy = ToyBlip.new(captions)
     toy.train(pixels([scene.image for scene in found]), captions, 4, batch=8, alike=True)
     first_words = [toy.tokenizer.decode(row.tolist()) for row in seen[1]]
@@ -149,12 +168,14 @@ def test_every_second_batch_is_made_of_mates(monkeypatch):
     def colours(text):
         return sorted(word for word in text.replace("[", " ").split() if word in grammar.COLORS)
 
-    assert all(colours(a) == colours(b) for a, b in zip(first_words[::2], first_words[1::2], strict=True))
+    assert all(
+        colours(a) == colours(b) for a, b in zip(first_words[::2], first_words[1::2], strict=True)
+    )
 
 
 @pytest.mark.parametrize("split, captions", [("val", 0.9), ("composition", 0.7)])
 def test_the_frozen_blip_judges_ranks_and_captions_well(split, captions):
-    folder = scenes.DATA.parent / "checkpoints" / "blip"
+    folder = drawing.DATA.parent / "checkpoints" / "blip"
     assert (folder / "model.safetensors").stat().st_size < 2_000_000
     toy, found = ToyBlip.load(folder), scenes.load(split)[:120]
     asked = pixels([scene.image for scene in found])

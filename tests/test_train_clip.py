@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minivlm.bpe import BPETokenizer
-from minivlm.train_clip import END, PAD, sentences, toy
+from minivlm.toys.clip import END, PAD, sentences, toy
 from minivlm.vit import sincos_2d
 from notebook_env import ROOT
 
@@ -23,7 +23,9 @@ def test_sentences_end_and_are_padded(tokenizer):
     short, long = tokenizer.encode("a"), tokenizer.encode("a red")
     rows = [[*short, end] + [pad] * (len(long) - len(short)), [*long, end]]
     assert sentences(["a", "a red"], tokenizer).tolist() == rows
-    assert sentences(["a", "a red"], tokenizer, 9).tolist() == [row + [pad] * (9 - len(row)) for row in rows]
+    assert sentences(["a", "a red"], tokenizer, 9).tolist() == [
+        row + [pad] * (9 - len(row)) for row in rows
+    ]
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -34,8 +36,17 @@ def test_a_toy_starts_with_a_map_of_the_image(tokenizer, kind):
 
 
 def test_three_processes_train_and_say_so():
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    command += ["-m", "minivlm.train_clip", "--kind", "siglip", "--steps", "2", "--batch", "6"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "3",
+    ]
+    command += ["-m", "minivlm.toys.clip", "--kind", "siglip", "--steps", "2", "--batch", "6"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "last loss on this process" in done.stdout

@@ -7,14 +7,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minivlm import grounding, scenes
-from minivlm.assistant import FROZEN
-from minivlm.captioner import pixels
+from minivlm import boxes, scenes
 from minivlm.multimodal import IGNORE
 from minivlm.pretrained import from_pretrained
 from minivlm.qwen2_vl import Qwen2VL, Qwen3VL
-from minivlm.train_qwen2_vl import LENGTH, SHAPES, VIDEOS, Captioner, FlatQwen2VL, mixed, tells_motion
-from minivlm.train_qwen_vl import Pointer, with_tags
+from minivlm.scenes import tasks
+from minivlm.scenes.pixels import pixels
+from minivlm.toys.common import FROZEN
+from minivlm.toys.qwen2_vl import (
+    LENGTH,
+    SHAPES,
+    VIDEOS,
+    Captioner,
+    FlatQwen2VL,
+    mixed,
+    tells_motion,
+)
+from minivlm.toys.qwen_vl import Pointer, with_tags
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +36,11 @@ def films() -> list[scenes.Scene]:
     return mixed(6, 0, "train", VIDEOS)
 
 
-KINDS = {"Qwen2-VL": (Qwen2VL, {}), "1-D": (FlatQwen2VL, {}), "DeepStack": (Qwen3VL, {"deep": (0, 1)})}
+KINDS = {
+    "Qwen2-VL": (Qwen2VL, {}),
+    "1-D": (FlatQwen2VL, {}),
+    "DeepStack": (Qwen3VL, {"deep": (0, 1)}),
+}
 
 
 def made(name: str, found: list[scenes.Scene]) -> Captioner:
@@ -42,7 +55,9 @@ def test_mixed_scenes_come_in_equal_parts_of_every_shape(shapes) -> None:
     sizes = [(scene.image.height // 16, scene.image.width // 16) for scene in shapes]
     assert sorted(sizes) == sorted(3 * [(kind["rows"], kind["columns"]) for kind in SHAPES])
     assert sizes != sorted(sizes)
-    assert [scene.caption for scene in mixed(21, 0, "train", SHAPES)] == [scene.caption for scene in shapes]
+    assert [scene.caption for scene in mixed(21, 0, "train", SHAPES)] == [
+        scene.caption for scene in shapes
+    ]
 
 
 @pytest.mark.parametrize("length", [0, 64, LENGTH])
@@ -61,14 +76,21 @@ def test_every_row_lies_whole_in_one_packed_row_and_nowhere_else(shapes, length:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [*product(["Qwen2-VL", "1-D"], ["pictures", "videos"]), ("DeepStack", "pictures")]
+    ("name", "kind"),
+    [*product(["Qwen2-VL", "1-D"], ["pictures", "videos"]), ("DeepStack", "pictures")],
 )
 @torch.no_grad()
-def test_the_loss_of_packed_rows_is_that_of_each_row_alone(shapes, films, name: str, kind: str) -> None:
+def test_the_loss_of_packed_rows_is_that_of_each_row_alone(
+    shapes, films, name: str, kind: str
+) -> None:
     found = shapes[:7] if kind == "pictures" else films
     captioner = made(name, found)
     rows, losses = [captioner.row(scene) for scene in found], []
-    names = ("pixel_values", "image_grid_thw") if kind == "pictures" else ("pixel_values_videos", "video_grid_thw")
+    names = (
+        ("pixel_values", "image_grid_thw")
+        if kind == "pictures"
+        else ("pixel_values_videos", "video_grid_thw")
+    )
     for row in rows:
         seen = dict(zip(names, (row["values"], row["grid"][None]), strict=True))
         logits = captioner.model(row["ids"][None], **seen)[0, :-1]
@@ -118,11 +140,15 @@ def test_training_twice_gives_the_same_weights_and_lowers_the_loss(shapes) -> No
         history = captioner.train(shapes, 6, batch=20)
         states.append(captioner.model.state_dict())
     assert history["loss"][-1] < history["loss"][0]
-    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", ["Qwen2-VL", "DeepStack"])
-def test_a_saved_captioner_is_a_published_checkpoint_in_half_precision(tmp_path, shapes, name: str) -> None:
+def test_a_saved_captioner_is_a_published_checkpoint_in_half_precision(
+    tmp_path, shapes, name: str
+) -> None:
     captioner = made(name, shapes)
     captioner.save(tmp_path)
     again = Captioner.load(tmp_path)
@@ -138,13 +164,18 @@ def test_a_saved_captioner_is_a_published_checkpoint_in_half_precision(tmp_path,
 def test_new_rows_for_tags_leave_the_language_model_as_it_was() -> None:
     tokenizer, decoder = with_tags(FROZEN / "decoder")
     old = from_pretrained(FROZEN / "decoder")
-    ids = torch.tensor([tokenizer.encode("a small red circle left of a large blue square (12,345)")])
+    ids = torch.tensor(
+        [tokenizer.encode("a small red circle left of a large blue square (12,345)")]
+    )
     with torch.no_grad():
         logits = decoder(ids)
         assert torch.allclose(logits[..., : old.config.vocab_size], old(ids), atol=1e-5)
     assert logits.shape[-1] == old.config.vocab_size + 4 == tokenizer.vocab_size
-    assert tokenizer.decode(tokenizer.encode("<box>(1,2),(3,4)</box>", grounding.TAGS)) == "<box>(1,2),(3,4)</box>"
-    assert len(tokenizer.encode("<box>", grounding.TAGS)) == 1
+    assert (
+        tokenizer.decode(tokenizer.encode("<box>(1,2),(3,4)</box>", boxes.TAGS))
+        == "<box>(1,2),(3,4)</box>"
+    )
+    assert len(tokenizer.encode("<box>", boxes.TAGS)) == 1
 
 
 def test_what_is_saved_is_read_back_and_answers_alike(tmp_path) -> None:
@@ -153,23 +184,30 @@ def test_what_is_saved_is_read_back_and_answers_alike(tmp_path) -> None:
     again = Pointer.load(tmp_path)
     found = scenes.load("val")[:4]
     images = pixels([scene.image for scene in found])
-    rows = [pointer.row(grounding.grounding(scene, Random(0)), i, reply=True) for i, scene in enumerate(found)]
+    rows = [
+        pointer.row(tasks.grounding(scene, Random(0)), i, reply=True)
+        for i, scene in enumerate(found)
+    ]
     assert pointer.answer(rows, images, longest=5) == again.answer(rows, images, longest=5)
-    assert again.model.image_tokens == 4 and again.model.resampler.kind == "1d" and again.model.vision.side == 2
+    assert (
+        again.model.image_tokens == 4
+        and again.model.resampler.kind == "1d"
+        and again.model.vision.side == 2
+    )
 
 
 def test_what_is_measured_is_what_the_verifier_says() -> None:
     found = scenes.load("val")[:6]
-    asked = [(i, grounding.grounding(scene, Random(0))) for i, scene in enumerate(found)]
-    asked += [(i, grounding.caption(scene, Random(0))) for i, scene in enumerate(found)]
+    asked = [(i, tasks.grounding(scene, Random(0))) for i, scene in enumerate(found)]
+    asked += [(i, tasks.caption(scene, Random(0))) for i, scene in enumerate(found)]
     pointer, images = Pointer.new(), pixels([scene.image for scene in found])
     right = [question.answer for _, question in asked]
     right[0], right[6] = "<box>(0,0),(1,1)</box>", "a caption"
     pointer.answer = lambda rows, images: right
     shares = pointer.measure(asked, found, images)
-    boxes = [len(grounding.boxes_of(question.answer)) for _, question in asked[:6]]
+    counts = [len(boxes.boxes_of(question.answer)) for _, question in asked[:6]]
     assert shares["grounding"] == shares["caption"] == 5 / 6
-    assert shares["IoU >= 0.5"] == shares["mean IoU"] == pytest.approx(1 - boxes[0] / sum(boxes))
+    assert shares["IoU >= 0.5"] == shares["mean IoU"] == pytest.approx(1 - counts[0] / sum(counts))
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -177,9 +215,13 @@ def test_a_stage_trains_what_it_should_on_packed_rows(stage: int) -> None:
     found = scenes.load("val")[:8]
     pointer = Pointer.new()
     before = {name: p.clone() for name, p in pointer.model.named_parameters()}
-    make = lambda i, rng: pointer.row(grounding.grounding(found[i], rng), i)
+    make = lambda i, rng: pointer.row(tasks.grounding(found[i], rng), i)
     pointer.train(make, pixels([scene.image for scene in found]), 1, stage, batch=4)
-    moved = {name.split(".")[0] for name, p in pointer.model.named_parameters() if not torch.equal(p, before[name])}
+    moved = {
+        name.split(".")[0]
+        for name, p in pointer.model.named_parameters()
+        if not torch.equal(p, before[name])
+    }
     both = {"resampler", "decoder", "vision", "norm", "projection"}
     assert moved == both - {1: {"decoder"}, 2: set(), 3: {"vision", "norm", "projection"}}[stage]
 
@@ -187,7 +229,7 @@ def test_a_stage_trains_what_it_should_on_packed_rows(stage: int) -> None:
 @pytest.mark.parametrize("split", ["test", "composition"])
 def test_the_stored_model_points_at_what_is_named_in_unseen_pairs_too(split: str) -> None:
     pointer, found = Pointer.load(), scenes.load(split)[:60]
-    asked = [(i, grounding.grounding(scene, Random(i))) for i, scene in enumerate(found)]
+    asked = [(i, tasks.grounding(scene, Random(i))) for i, scene in enumerate(found)]
     shares = pointer.measure(asked, found, pixels([scene.image for scene in found]))
     assert shares["IoU >= 0.5"] > 0.88 and shares["mean IoU"] > 0.85
 
@@ -202,6 +244,13 @@ def test_the_stored_model_of_videos_tells_the_motion(turns: int) -> None:
 def test_a_motion_is_told_at_the_end_of_a_caption_in_its_order() -> None:
     film = scenes.sample(1, 0, frames=6, turns=1)[0]
     first, last = film.objects[0].motion
-    assert tells_motion(film.caption, film) and tells_motion(f"a thing moving {first} then {last}", film)
-    for wrong in (f"a thing moving {last} then {first}", f"a thing moving {first}", f"{film.caption} slowly", ""):
+    assert tells_motion(film.caption, film) and tells_motion(
+        f"a thing moving {first} then {last}", film
+    )
+    for wrong in (
+        f"a thing moving {last} then {first}",
+        f"a thing moving {first}",
+        f"{film.caption} slowly",
+        "",
+    ):
         assert not tells_motion(wrong, film)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minivlm.training import Muon, fit, hidden_matrices, minibatches, orthogonal, schedule
+from minivlm.parts.training import Muon, fit, hidden_matrices, minibatches, orthogonal, schedule
 
 
 class Net(nn.Module):
@@ -164,7 +164,10 @@ def test_muon_takes_the_steps_of_torchs_muon_in_float32(shape, monkeypatch):
     start, grads = torch.randn(shape), torch.randn(4, *shape)
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
     options = {"lr": 0.1, "weight_decay": 0.2}
-    for parameter, optimizer in ((ours, Muon([ours], **options)), (theirs, torch.optim.Muon([theirs], **options))):
+    for parameter, optimizer in (
+        (ours, Muon([ours], **options)),
+        (theirs, torch.optim.Muon([theirs], **options)),
+    ):
         for grad in grads:
             parameter.grad = grad.clone()
             optimizer.step()

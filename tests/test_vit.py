@@ -1,4 +1,6 @@
-"""Patches, positions and the Vision Transformer, against PyTorch's convolution and transformers' ViT."""
+"""Patches, positions and the Vision Transformer, against PyTorch's convolution and transformers'
+ViT.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from PIL import Image
 from transformers import ViTConfig as TheirConfig
 from transformers import ViTForImageClassification, ViTModel
 
-from minivlm import masks, vit
+from minivlm import vit
+from minivlm.parts import masks
 from minivlm.plotting import effective_mask
 from minivlm.pretrained import from_pretrained
 
@@ -24,7 +27,9 @@ def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     return model.eval()
 
 
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
+@given(
+    st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5)
+)
 @settings(deadline=None)
 def test_unpatchify_undoes_patchify(batch, channels, rows, columns, patch):
     images = torch.randn(batch, channels, rows * patch, columns * patch)
@@ -45,7 +50,16 @@ def test_patches_times_a_matrix_are_a_strided_convolution():
     [
         (24, 3, 3, 24, 8, True, 3, "gelu"),
         (16, 1, 1, 20, 4, False, 1, "relu"),
-        (32, 8, 2, 30, 7, True, 3, "gelu_new"),  # 30 is no multiple of 7: the last pixels are never seen
+        (
+            32,
+            8,
+            2,
+            30,
+            7,
+            True,
+            3,
+            "gelu_new",
+        ),  # 30 is no multiple of 7: the last pixels are never seen
     ],
 )
 def test_from_pretrained_gives_the_numbers_of_transformers_vit_at_any_size(
@@ -115,9 +129,13 @@ def test_sincos_positions_are_distinct_and_shift_by_a_rotation():
     table = vit.sincos_2d(3, 5, 16)
     assert table.shape == (15, 16)
     assert torch.cdist(table, table).add(10 * torch.eye(15)).min() > 0.1
-    assert torch.equal(table[0:5, :8], table[0:1, :8].expand(5, -1))  # one row: the row half is the same
+    assert torch.equal(
+        table[0:5, :8], table[0:1, :8].expand(5, -1)
+    )  # one row: the row half is the same
     products = table @ table.T
-    assert products[0, 1] == pytest.approx(products[6, 7].item(), abs=1e-5)  # one column apart anywhere
+    assert products[0, 1] == pytest.approx(
+        products[6, 7].item(), abs=1e-5
+    )  # one column apart anywhere
 
 
 def test_positions_resized_to_their_own_grid_stay_as_they_are():
@@ -126,7 +144,9 @@ def test_positions_resized_to_their_own_grid_stay_as_they_are():
     assert vit.resize_positions(positions, (3, 4), (5, 2)).shape == (1, 10, 6)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "I", "F", "HSV", "LAB"])
+@pytest.mark.parametrize(
+    "mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "I", "F", "HSV", "LAB"]
+)
 def test_pictures_of_any_mode_become_three_channels(mode):
     picture = Image.new("RGB", (6, 4), (255, 255, 255))
     if mode in ("I;16", "I", "F"):
@@ -153,7 +173,9 @@ def test_exif_turns_are_undone_and_transparency_lies_on_white(tmp_path):
 
 
 def test_to_pixels_normalises_and_resizes():
-    pixels = vit.to_pixels([Image.new("RGB", (8, 8), (51, 102, 255))], (4, 6), mean=(0.2, 0.4, 0), std=(1, 1, 2))
+    pixels = vit.to_pixels(
+        [Image.new("RGB", (8, 8), (51, 102, 255))], (4, 6), mean=(0.2, 0.4, 0), std=(1, 1, 2)
+    )
     assert pixels.shape == (1, 3, 4, 6)
     assert torch.allclose(pixels[0, :, 0, 0], torch.tensor([0, 0, 0.5]), atol=1e-6)
 

@@ -1,4 +1,6 @@
-"""The quantizer against independent arithmetic in numpy, and the VQ-VAE around it: sizes, errors, files, resuming."""
+"""The quantizer against independent arithmetic in numpy, and the VQ-VAE around it: sizes, errors,
+files, resuming.
+"""
 
 import json
 from dataclasses import replace
@@ -11,7 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from minivlm import scenes, vqvae
-from minivlm.training import fit
+from minivlm.parts.training import fit
+from minivlm.scenes import drawing
+from minivlm.toys.vqvae import train_vqvae
 from minivlm.vqvae import VQVAE, Quantizer, VQVAEConfig
 
 SMALL = VQVAEConfig(codes=6, dim=3, widths=(4, 8), hidden=4)
@@ -25,7 +29,9 @@ def new(**changes) -> VQVAE:
 
 def brute_nearest(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     """Squared distances, one pair after the other."""
-    return np.array([np.argmin([((v - e) ** 2).sum() for e in codebook]) for v in vectors], dtype=int)
+    return np.array(
+        [np.argmin([((v - e) ** 2).sum() for e in codebook]) for v in vectors], dtype=int
+    )
 
 
 def numpy_ema_step(vectors, ids, codebook, counts, sums, c: VQVAEConfig):
@@ -53,19 +59,30 @@ def test_nearest_code_is_the_one_that_brute_force_finds(seed, n, k, dim):
     assert ids.tolist() == brute_nearest(vectors, codebook).tolist()
 
 
-@given(seeds, st.integers(1, 20), st.integers(1, 7), st.integers(1, 5), st.floats(0, 1), st.sampled_from([1e-5, 0.1]))
+@given(
+    seeds,
+    st.integers(1, 20),
+    st.integers(1, 7),
+    st.integers(1, 5),
+    st.floats(0, 1),
+    st.sampled_from([1e-5, 0.1]),
+)
 @settings(deadline=None, max_examples=50)
 def test_two_ema_steps_agree_with_an_independent_computation(seed, n, k, dim, decay, epsilon):
     c = replace(SMALL, codes=k, dim=dim, decay=min(decay, 0.999), epsilon=epsilon)
     rng = np.random.default_rng(seed)
     quantizer = Quantizer(c)
-    state = [t.detach().double().numpy() for t in (quantizer.codebook, quantizer.counts, quantizer.sums)]
+    state = [
+        t.detach().double().numpy() for t in (quantizer.codebook, quantizer.counts, quantizer.sums)
+    ]
     for _ in range(2):
         vectors = rng.normal(size=(n, dim)).astype(np.float32)
         ids = rng.integers(k, size=n)
         quantizer.update(torch.tensor(vectors), torch.tensor(ids))
         state = numpy_ema_step(vectors, ids, *state, c)
-    for got, expected in zip((quantizer.codebook, quantizer.counts, quantizer.sums), state, strict=True):
+    for got, expected in zip(
+        (quantizer.codebook, quantizer.counts, quantizer.sums), state, strict=True
+    ):
         assert np.allclose(got.detach().numpy(), expected, rtol=1e-3, atol=1e-5)
 
 
@@ -134,7 +151,9 @@ def test_the_commitment_loss_moves_the_encoder_and_the_codebook_loss_the_codeboo
 def test_restart_moves_only_dead_codes_and_puts_them_on_vectors_of_the_batch(ema):
     still = Quantizer(replace(SMALL, ema=ema, restart=0.0, decay=0.9))
     moving = Quantizer(replace(SMALL, ema=ema, restart=0.5, decay=0.9))
-    counts = torch.tensor([9.0, 0.1, 9.0, 0.2, 9.0, 0.555])  # 0.9 * 0.555 is below a half, unless it is chosen
+    counts = torch.tensor(
+        [9.0, 0.1, 9.0, 0.2, 9.0, 0.555]
+    )  # 0.9 * 0.555 is below a half, unless it is chosen
     for quantizer in (still, moving):
         quantizer.place(torch.arange(6), 5 * torch.eye(6)[:, :3])
         quantizer.counts.copy_(counts)
@@ -173,7 +192,10 @@ def test_kmeans_finds_clusters_that_lie_apart(seed, k):
 
 def test_kmeans_copes_with_fewer_different_vectors_than_centres():
     found = vqvae.kmeans(torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]]), 5)
-    assert found.shape == (5, 2) and {tuple(row) for row in found.tolist()} == {(1.0, 2.0), (3.0, 4.0)}
+    assert found.shape == (5, 2) and {tuple(row) for row in found.tolist()} == {
+        (1.0, 2.0),
+        (3.0, 4.0),
+    }
 
 
 def test_kmeans_start_puts_codes_where_the_encoder_speaks():
@@ -187,7 +209,9 @@ def test_kmeans_start_puts_codes_where_the_encoder_speaks():
 # The model
 
 
-@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 2), st.integers(0, 2))
+@given(
+    st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 2), st.integers(0, 2)
+)
 @settings(deadline=None, max_examples=20)
 def test_the_output_has_the_size_of_the_input(depth, rows, columns, batch, blocks):
     model = VQVAE(replace(SMALL, widths=(4,) * depth, blocks=blocks)).eval()
@@ -273,7 +297,11 @@ def test_a_loaded_ema_codebook_goes_on_from_where_it_is(tmp_path):
 
 @pytest.mark.parametrize(
     "change, message",
-    [({"codes": 7}, "codebook has shape"), ({"blocks": 0}, "extra tensor"), ({"colour": 1}, "colour")],
+    [
+        ({"codes": 7}, "codebook has shape"),
+        ({"blocks": 0}, "extra tensor"),
+        ({"colour": 1}, "colour"),
+    ],
 )
 def test_a_configuration_that_does_not_fit_the_weights_is_refused(tmp_path, change, message):
     new().save(tmp_path)
@@ -303,14 +331,16 @@ def test_a_training_that_was_interrupted_ends_with_the_same_bits(tmp_path, ema):
     with pytest.raises(KeyboardInterrupt):
         train(new(**options), fail_at=5, checkpoint=tmp_path / "state")
     resumed = train(new(**options), checkpoint=tmp_path / "state")
-    for (name, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
+    for (name, a), (_, b) in zip(
+        whole.state_dict().items(), resumed.state_dict().items(), strict=True
+    ):
         assert torch.equal(a, b), name
 
 
 def test_a_short_training_beats_the_blank_picture():
     images = torch.full((32, 3, 16, 16), 0.95)
     images[:, :, 4:12, 4:12] = torch.rand(32, 3, 1, 1)
-    model, history = vqvae.train_vqvae(images, 100, codes=32, widths=(8, 16), dim=4, kmeans_start=True)
+    model, history = train_vqvae(images, 100, codes=32, widths=(8, 16), dim=4, kmeans_start=True)
     ids = model.encode_to_ids(images)
     assert len(history["loss"]) == 100 and not model.training
     blank = images.mean((0, 2, 3), keepdim=True).expand_as(images)
@@ -318,7 +348,7 @@ def test_a_short_training_beats_the_blank_picture():
 
 
 def test_the_frozen_checkpoint_draws_held_out_scenes_well():
-    folder = scenes.DATA.parent / "checkpoints" / "vqvae"
+    folder = drawing.DATA.parent / "checkpoints" / "vqvae"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
     model = VQVAE.load(folder)
     images = vqvae.to_unit([scene.image for scene in scenes.load("test")])

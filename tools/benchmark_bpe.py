@@ -1,11 +1,12 @@
-"""How fast is our byte-level BPE? Training and encoding beside tokenizers, tiktoken and minbpe's algorithm.
+"""How fast is our byte-level BPE? Training and encoding beside tokenizers, tiktoken and minbpe's
+algorithm.
 
     python tools/benchmark_bpe.py [--megabytes 5] [--vocab-size 8192] [--repeat 3]
 
-The text is Python's own standard library, as it lies on this machine: nothing is downloaded, and the figures
-differ a little between machines. All run on one thread; tokenizers could use several cores for several texts.
-A row is the best of `--repeat` runs. The last line says whether the merge lists and the ids are the same; if
-not, the exit status is 1.
+The text is Python's own standard library, as it lies on this machine: nothing is downloaded, and
+the figures differ a little between machines. All run on one thread; tokenizers could use several
+cores for several texts. A row is the best of `--repeat` runs. The last line says whether the merge
+lists and the ids are the same; if not, the exit status is 1.
 """
 
 import argparse
@@ -22,8 +23,11 @@ os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # noqa: E402
 
-from minivlm.bpe import BPETokenizer  # noqa: E402
-from minivlm.byte_level import BYTE_TO_ID, from_visible  # noqa: E402
+from minivlm.bpe import (  # noqa: E402
+    BYTE_TO_ID,
+    BPETokenizer,  # noqa: E402
+    from_visible,
+)
 
 NAIVE_BYTES, NAIVE_MERGES = 200_000, 20  # the naive loop is timed on so much
 
@@ -41,7 +45,9 @@ def long_text(megabytes: float) -> str:
 
 
 def naive_merges(ids: list[int], count: int) -> list[tuple[int, int]]:
-    """minbpe's BasicTokenizer.train: count all pairs again, rewrite the whole text, for every merge."""
+    """minbpe's BasicTokenizer.train: count all pairs again, rewrite the whole text, for every
+    merge.
+    """
     merges = []
     for new in range(256, 256 + count):
         pairs = {}
@@ -65,7 +71,10 @@ def ids_looked_at(tok: BPETokenizer, text: str) -> float:
     """The length of the text in tokens, summed over all merges: what the naive loop goes through."""
     grid = [int(len(tok.merges) * x**3) for x in (0, 0.2, 0.4, 0.6, 0.8, 1)]
     lengths = [len(BPETokenizer(tok.ranks, tok.merges[:n]).encode(text)) for n in grid]
-    return sum((b - a) * (x + y) / 2 for (a, b), (x, y) in zip(pairwise(grid), pairwise(lengths), strict=True))
+    return sum(
+        (b - a) * (x + y) / 2
+        for (a, b), (x, y) in zip(pairwise(grid), pairwise(lengths), strict=True)
+    )
 
 
 def train_tokenizers(text: str, vocab_size: int) -> Tokenizer:
@@ -73,7 +82,9 @@ def train_tokenizers(text: str, vocab_size: int) -> Tokenizer:
     hf = Tokenizer(models.BPE())
     hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
+    )
     hf.train_from_iterator([text], trainer)
     return hf
 
@@ -96,7 +107,9 @@ def main() -> int:
     arguments = parser.parse_args()
     text, size = long_text(arguments.megabytes), arguments.vocab_size
     megabytes, count = len(text.encode()) / 1e6, size - 256
-    print(f"{megabytes:.2f} MB of Python sources, vocabulary {size}, one thread, best of {arguments.repeat}\n")
+    print(
+        f"{megabytes:.2f} MB of Python sources, vocabulary {size}, one thread, best of {arguments.repeat}\n"
+    )
 
     ours, tok = best_time(lambda: BPETokenizer.train(text, size), arguments.repeat)
     theirs, hf = best_time(lambda: train_tokenizers(text, size), arguments.repeat)
@@ -126,10 +139,14 @@ def main() -> int:
         ids.append(result)
         print(f"{name:34}{megabytes / seconds:10.1f}")
 
-    merges = [(from_visible(a), from_visible(b)) for a, b in json.loads(hf.to_str())["model"]["merges"]]
+    merges = [
+        (from_visible(a), from_visible(b)) for a, b in json.loads(hf.to_str())["model"]["merges"]
+    ]
     equal = sum(a == b for a, b in zip(tok.merges, merges, strict=True))
     same_ids = all(result == ids[0] for result in ids)
-    print(f"\n{equal} of {count} merges equal those of tokenizers; ids the same in all rows: {same_ids}")
+    print(
+        f"\n{equal} of {count} merges equal those of tokenizers; ids the same in all rows: {same_ids}"
+    )
     return 0 if equal == count and same_ids else 1
 
 

@@ -1,11 +1,13 @@
 """CapFilt on scenes, the whole loop (BLIP, section 3.3): the second table of notebook 06.
 
-    python tools/capfilt.py [--pairs 8000] [--noise 0.4] [--clean 400] [--steps 300] [--tune 100] [--seeds 0]
+    python tools/capfilt.py [--pairs 8000] [--noise 0.4] [--clean 400] [--steps 300] [--tune 100]
+    [--seeds 0]
 
-Some ten minutes on one core a seed. A BLIP is pre-trained on web pairs of which a known share is false. A captioner and
-a filter are fine-tuned from it on a few clean pairs. A new BLIP is then trained from scratch on each of the data sets,
-with the same number of steps, and fine-tuned as a captioner on the same clean pairs, as in the paper. Measured on
-scenes of the val and the composition stream with seed 5 (250 each, not the files in data/scenes): true greedy captions.
+Some ten minutes on one core a seed. A BLIP is pre-trained on web pairs of which a known share is
+false. A captioner and a filter are fine-tuned from it on a few clean pairs. A new BLIP is then
+trained from scratch on each of the data sets, with the same number of steps, and fine-tuned as a
+captioner on the same clean pairs, as in the paper. Measured on scenes of the val and the
+composition stream with seed 5 (250 each, not the files in data/scenes): true greedy captions.
 """
 
 import argparse
@@ -13,9 +15,9 @@ import argparse
 import torch
 
 from minivlm import scenes
-from minivlm.captioner import pixels
 from minivlm.scenes import is_true
-from minivlm.train_blip import ToyBlip, bootstrap, told_truly
+from minivlm.scenes.pixels import pixels
+from minivlm.toys.blip import ToyBlip, bootstrap, told_truly
 
 
 def main() -> None:
@@ -31,7 +33,10 @@ def main() -> None:
     truth = scenes.sample(chosen.pairs + chosen.clean, seed=0)
     truth, few = truth[: chosen.pairs], truth[chosen.pairs :]
     web = [scene.caption for scene in scenes.sample(chosen.pairs, seed=0, noise=chosen.noise)]
-    images, clean = pixels([s.image for s in truth]), (pixels([s.image for s in few]), [s.caption for s in few])
+    images, clean = (
+        pixels([s.image for s in truth]),
+        (pixels([s.image for s in few]), [s.caption for s in few]),
+    )
     held_out = {split: scenes.sample(250, seed=5, split=split) for split in ("val", "composition")}
     asked = {split: pixels([s.image for s in found]) for split, found in held_out.items()}
     print("| data | seed | pairs | false | true captions, val | composition |")
@@ -47,7 +52,9 @@ def main() -> None:
             toy = ToyBlip.new(web, seed)
             toy.train(images[rows], captions, chosen.steps, seed=seed)
             toy.train(*clean, chosen.tune, losses=("lm",), seed=seed)
-            told = " | ".join(f"{told_truly(toy, held_out[split], asked[split]):.0%}" for split in held_out)
+            told = " | ".join(
+                f"{told_truly(toy, held_out[split], asked[split]):.0%}" for split in held_out
+            )
             print(f"| {name} | {seed} | {len(pairs):,} | {false:.1%} | {told} |", flush=True)
 
 

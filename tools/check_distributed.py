@@ -1,10 +1,11 @@
-"""Do many processes give the loss and the gradients of one that has all pairs? And how much do they send for it?
+"""Do many processes give the loss and the gradients of one that has all pairs? And how much do they
+send for it?
 
     torchrun --nproc-per-node 2 tools/check_distributed.py
 
-One step of a toy CLIP and of a toy SigLIP on the same global batch of 128 scenes, in float64. The mistakes that it
-is for leave the loss right and the gradients wrong: a gather without a gradient, a DistributedDataParallel without a
-name, which is collected before the backward pass.
+One step of a toy CLIP and of a toy SigLIP on the same global batch of 128 scenes, in float64. The
+mistakes that it is for leave the loss right and the gradients wrong: a gather without a gradient, a
+DistributedDataParallel without a name, which is collected before the backward pass.
 """
 
 import torch
@@ -14,17 +15,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minivlm import distributed
 from minivlm.bpe import BPETokenizer
-from minivlm.captioner import pixels
 from minivlm.clip import Clip, Siglip, contrastive_loss, sigmoid_loss
+from minivlm.parts.training import minibatches
 from minivlm.scenes import sample
-from minivlm.train_clip import END, LOSSES, PAD, Features, own_share, sentences, toy
-from minivlm.training import minibatches
+from minivlm.scenes.pixels import pixels
+from minivlm.toys.clip import END, LOSSES, PAD, Features, own_share, sentences, toy
 
 ALONE = {"clip": contrastive_loss, "siglip": sigmoid_loss}
 
 
 def check(kind: str, model: Clip | Siglip, batch: tuple[Tensor, ...]) -> None:
-    """Do one step's loss and gradients differ from those of a single process with the global batch? In float64."""
+    """Do one step's loss and gradients differ from those of a single process with the global batch?
+    In float64.
+    """
     model, batch = model.double(), (batch[0].double(), batch[1])
     parallel, alone = LOSSES[kind], ALONE[kind]
     expected = alone(*Features(model)(*batch))
@@ -33,13 +36,17 @@ def check(kind: str, model: Clip | Siglip, batch: tuple[Tensor, ...]) -> None:
     model.zero_grad()
     distributed.sent["bytes"] = 0
     mine = next(own_share(iter([batch])))
-    wrapped = DistributedDataParallel(Features(model))  # by name: its hooks average gradients only while it lives
+    wrapped = DistributedDataParallel(
+        Features(model)
+    )  # by name: its hooks average gradients only while it lives
     loss = parallel(*wrapped(*mine))
     loss.backward()
     total = loss.detach().clone()
     dist.all_reduce(total)
     total /= dist.get_world_size()
-    worst = max((p.grad - g).abs().max().item() for p, g in zip(model.parameters(), single, strict=True))
+    worst = max(
+        (p.grad - g).abs().max().item() for p, g in zip(model.parameters(), single, strict=True)
+    )
     if dist.get_rank() == 0:
         print(f"{kind}: {dist.get_world_size()} processes, global batch {len(batch[0])}")
         print(f"  loss differs by less than 1e-6: {abs(total.item() - expected.item()) < 1e-6}")

@@ -2,11 +2,12 @@
 
     python tools/execute_notebooks.py                          # all of them, solutions too
     python tools/execute_notebooks.py notebooks/01_bpe_tokenizer.ipynb
-    python tools/execute_notebooks.py --format NOTEBOOK...     # canonical form only, nothing is executed
-    python tools/execute_notebooks.py --check                  # list what is wrong; execute and write nothing
+    python tools/execute_notebooks.py --format NOTEBOOK...     # canonical form only, nothing is
+    executed python tools/execute_notebooks.py --check                  # list what is wrong;
+    execute and write nothing
 
-A notebook whose cell fails is left as it was. Figures are stored in few colours. A second run changes nothing but the
-outputs of cells that are tagged `nbval-ignore-output`.
+A notebook whose cell fails is left as it was. Figures are stored in few colours. A second run
+changes nothing but the outputs of cells that are tagged `nbval-ignore-output`.
 """
 
 import argparse
@@ -30,14 +31,18 @@ from notebook_checks import canonical_text, main_notebooks, problems, read, solu
 
 
 class ThisPython(AsyncKernelManager):
-    """Starts `python3` with the interpreter of this process, whatever kernels the machine has installed."""
+    """Starts `python3` with the interpreter of this process, whatever kernels the machine has
+    installed.
+    """
 
     def _kernel_spec_manager_default(self) -> KernelSpecManager:
         return KernelSpecManager(kernel_dirs=[])
 
 
 def execute(nb: NotebookNode, folder: Path) -> str | None:
-    """Run all cells of `nb` in place, with `folder` as current folder; return what went wrong, or None."""
+    """Run all cells of `nb` in place, with `folder` as current folder; return what went wrong, or
+    None.
+    """
     running = {}
 
     def remember(cell: NotebookNode, cell_index: int) -> None:
@@ -55,7 +60,9 @@ def execute(nb: NotebookNode, folder: Path) -> str | None:
         on_cell_execute=remember,
     )
     try:
-        client.execute(stderr=subprocess.DEVNULL)  # the kernel's own remarks; a cell's stderr is an output
+        client.execute(
+            stderr=subprocess.DEVNULL
+        )  # the kernel's own remarks; a cell's stderr is an output
     except CellExecutionError as error:
         return f"{running['name']} raises {error.ename}: {error.evalue}\n{error.traceback}"
     except CellTimeoutError:
@@ -66,7 +73,9 @@ def execute(nb: NotebookNode, folder: Path) -> str | None:
 
 
 def in_few_colors(png: str) -> str:
-    """A figure (base64) in 64 or 256 colours, a third of the bytes; as it is where both would look different."""
+    """A figure (base64) in 64 or 256 colours, a third of the bytes; as it is where both would look
+    different.
+    """
     image = Image.open(io.BytesIO(base64.b64decode(png)))
     if image.mode == "P":
         return png
@@ -99,7 +108,9 @@ def write(path: Path, text: str) -> bool:
 
 
 def refresh(path: Path, run: bool) -> bool:
-    """Execute (if `run`) and normalise one notebook, report in one line, and return whether all went well."""
+    """Execute (if `run`) and normalise one notebook, report in one line, and return whether all
+    went well.
+    """
     start = time.perf_counter()
     print(f"{os.path.relpath(path)} ...", end=" ", flush=True)
     nb = read(path)
@@ -109,7 +120,9 @@ def refresh(path: Path, run: bool) -> bool:
         return False
     slim(nb)
     changed = write(path, canonical_text(nb))
-    print(f"{time.perf_counter() - start:.1f} s, {'changed' if changed else 'unchanged'}", flush=True)
+    print(
+        f"{time.perf_counter() - start:.1f} s, {'changed' if changed else 'unchanged'}", flush=True
+    )
     return True
 
 
@@ -125,8 +138,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all, solutions too")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--check", action="store_true", help="list what is wrong; execute and write nothing")
-    mode.add_argument("--format", action="store_true", help="write the canonical form without executing")
+    mode.add_argument(
+        "--check", action="store_true", help="list what is wrong; execute and write nothing"
+    )
+    mode.add_argument(
+        "--format", action="store_true", help="write the canonical form without executing"
+    )
     arguments = parser.parse_args(argv)
     for path in arguments.notebooks:
         if path.suffix != ".ipynb" or not path.is_file():

@@ -1,7 +1,7 @@
 """What a committed notebook must look like: its canonical form, and one small check for each rule.
 
-No kernel is needed. A check takes the notebook and yields a sentence for each problem; `problems` collects
-them for a file. `tests/test_notebooks.py` applies them to the course,
+No kernel is needed. A check takes the notebook and yields a sentence for each problem; `problems`
+collects them for a file. `tests/test_notebooks.py` applies them to the course,
 `execute_notebooks.py --check` lists them.
 """
 
@@ -19,7 +19,10 @@ from notebook_env import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
 SOLUTIONS = NOTEBOOKS / "solutions"
-IGNORED, RAISES = "nbval-ignore-output", "raises-exception"  # any other spelling is no marker for nbval
+IGNORED, RAISES = (
+    "nbval-ignore-output",
+    "raises-exception",
+)  # any other spelling is no marker for nbval
 SLIDE_TYPES = {"slide", "subslide", "fragment", "skip", "notes", "-"}
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -58,7 +61,22 @@ HTML_TAGS = {
         "blockquote",
         "pre",
     ),
-    *("table", "thead", "tbody", "tr", "th", "td", "b", "i", "em", "strong", "sub", "sup", "code", "kbd"),
+    *(
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "b",
+        "i",
+        "em",
+        "strong",
+        "sub",
+        "sup",
+        "code",
+        "kbd",
+    ),
 }
 
 
@@ -87,7 +105,9 @@ def canonical_text(nb: NotebookNode) -> str:
     nb.metadata = nbformat.from_dict(METADATA)
     for cell in nb.cells:
         cell.source = cell.source.strip("\n")
-        cell.metadata = NotebookNode({k: v for k, v in cell.metadata.items() if k in ("tags", "slideshow")})
+        cell.metadata = NotebookNode(
+            {k: v for k, v in cell.metadata.items() if k in ("tags", "slideshow")}
+        )
         for output in cell.get("outputs", []):
             _normalise_output(output, cell)
     return nbformat.v4.writes(nb) + "\n"
@@ -134,7 +154,11 @@ def prose(cell: NotebookNode) -> str:
 def headings(nb: NotebookNode, level: int) -> list[str]:
     """The text of every markdown heading of one level."""
     texts = (without_fences(cell.source) for cell in nb.cells if cell.cell_type == "markdown")
-    return [title for text in texts for title in re.findall(rf"(?m)^{'#' * level}[ \t]+(.+?)[ \t]*$", text)]
+    return [
+        title
+        for text in texts
+        for title in re.findall(rf"(?m)^{'#' * level}[ \t]+(.+?)[ \t]*$", text)
+    ]
 
 
 def output_texts(cell: NotebookNode) -> Iterator[str]:
@@ -167,11 +191,15 @@ def check_run_in_order(nb: NotebookNode) -> Iterator[str]:
 
 def check_no_empty_code(nb: NotebookNode) -> Iterator[str]:
     """A code cell has code."""
-    yield from (f"{cell.id}: an empty code cell" for cell in code_cells(nb) if not cell.source.strip())
+    yield from (
+        f"{cell.id}: an empty code cell" for cell in code_cells(nb) if not cell.source.strip()
+    )
 
 
 def check_ids(nb: NotebookNode) -> Iterator[str]:
-    """Cell ids are unique words that a person chose, such as `count-pairs`: a diff then names its places."""
+    """Cell ids are unique words that a person chose, such as `count-pairs`: a diff then names its
+    places.
+    """
     for name, count in Counter(cell.get("id", "") for cell in nb.cells).items():
         if count > 1:
             yield f"{name}: {count} cells have this id"
@@ -198,14 +226,22 @@ def check_errors(nb: NotebookNode) -> Iterator[str]:
     for cell in code_cells(nb):
         raised = any(output.output_type == "error" for output in cell.outputs)
         if raised != (RAISES in tags(cell)):
-            yield f"{cell.id}: an error without the tag" if raised else f"{cell.id}: the tag, but no error"
+            yield (
+                f"{cell.id}: an error without the tag"
+                if raised
+                else f"{cell.id}: the tag, but no error"
+            )
 
 
 def check_outputs(nb: NotebookNode) -> Iterator[str]:
     """No stderr, no svg, no widget; in compared cells no address and no path of one machine."""
     for cell in code_cells(nb):
         mimes = {mime for output in cell.outputs for mime in output.get("data", {})}
-        yield from (f"{cell.id}: an output of type {m}" for m in sorted(mimes) if "svg" in m or "widget" in m)
+        yield from (
+            f"{cell.id}: an output of type {m}"
+            for m in sorted(mimes)
+            if "svg" in m or "widget" in m
+        )
         if any(output.get("name") == "stderr" for output in cell.outputs):
             yield f"{cell.id}: output on stderr"
         text = "\n".join(output_texts(cell))
@@ -216,7 +252,9 @@ def check_outputs(nb: NotebookNode) -> Iterator[str]:
 
 
 def check_ignored_are_asserted(nb: NotebookNode) -> Iterator[str]:
-    """After a cell whose output is not compared, the next code cell is, and it asserts what was shown."""
+    """After a cell whose output is not compared, the next code cell is, and it asserts what was
+    shown.
+    """
     cells = code_cells(nb)
     for cell, following in zip(cells, [*cells[1:], None], strict=True):
         if IGNORED in tags(cell) and not (following and _is_strict_assertion(following)):
@@ -224,7 +262,9 @@ def check_ignored_are_asserted(nb: NotebookNode) -> Iterator[str]:
 
 
 def _is_strict_assertion(cell: NotebookNode) -> bool:
-    return not tags(cell) and bool(re.search(r"^\s*assert\b|\bassert_\w+\(", cell.source, re.MULTILINE))
+    return not tags(cell) and bool(
+        re.search(r"^\s*assert\b|\bassert_\w+\(", cell.source, re.MULTILINE)
+    )
 
 
 def check_source(nb: NotebookNode) -> Iterator[str]:
@@ -239,7 +279,9 @@ def check_source(nb: NotebookNode) -> Iterator[str]:
 
 
 def check_markdown(nb: NotebookNode) -> Iterator[str]:
-    """A raw `<image>` disappears when it is shown: it must stand in backticks. Pictures have alt text."""
+    """A raw `<image>` disappears when it is shown: it must stand in backticks. Pictures have alt
+    text.
+    """
     for cell in nb.cells:
         if cell.cell_type != "markdown":
             continue

@@ -1,15 +1,18 @@
-"""What native resolution, M-RoPE and DeepStack bring to toys of their kind: the tables of notebook 10, section 4.
+"""What native resolution, M-RoPE and DeepStack bring to toys of their kind: the tables of notebook
+10, section 4.
 
     python tools/qwen2_vl_ablations.py sizes [--steps 250] [--seeds 0]
-    python tools/qwen2_vl_ablations.py videos --batch 48 --scenes 8000 --save data/checkpoints/qwen2_vl
-    python tools/qwen2_vl_ablations.py text --steps 600
+    python tools/qwen2_vl_ablations.py videos --batch 48 --scenes 8000 --save
+    data/checkpoints/qwen2_vl python tools/qwen2_vl_ablations.py text --steps 600
 
-sizes: captions of scenes of seven shapes, at most 16 cells; tested on shapes like these and on larger and longer ones.
-videos: captions of one moving object, 6 and 8 frames; tested on up to 16. text: to read the digits, one on each object
-of a wide scene, in reading order; the picture as it is, or squeezed or padded into a square of as many tokens.
+sizes: captions of scenes of seven shapes, at most 16 cells; tested on shapes like these and on
+larger and longer ones.
+videos: captions of one moving object, 6 and 8 frames; tested on up to 16. text: to read the digits,
+one on each object of a wide scene, in reading order; the picture as it is, or squeezed or padded
+into a square of as many tokens.
 
-Every row of a table starts from the same seed and sees the same scenes in the same order; only the named thing differs.
-Measured on streams with seed 5, not on the files in data/scenes.
+Every row of a table starts from the same seed and sees the same scenes in the same order; only the
+named thing differs. Measured on streams with seed 5, not on the files in data/scenes.
 """
 
 import argparse
@@ -22,10 +25,11 @@ import torch
 from PIL import Image, ImageOps
 
 from minivlm import scenes
-from minivlm.grammar import alike, reading_order
 from minivlm.qwen2_vl import Qwen2VL, Qwen3VL
-from minivlm.scenes import BACKGROUND, Scene
-from minivlm.train_qwen2_vl import SHAPES, VIDEOS, Captioner, FlatQwen2VL, Way, mixed, tells_motion
+from minivlm.scenes import Scene
+from minivlm.scenes.drawing import BACKGROUND
+from minivlm.scenes.grammar import alike, reading_order
+from minivlm.toys.qwen2_vl import SHAPES, VIDEOS, Captioner, FlatQwen2VL, Way, mixed, tells_motion
 
 MROPE, FLAT, DEEP, PLAIN = "M-RoPE", "1-D", "Qwen3-VL, DeepStack", "Qwen3-VL, without"
 MODELS = {
@@ -68,14 +72,21 @@ def moved(said: list[str], found: list[Scene]) -> list[bool]:
 def to_read(n: int, seed: int, split: str) -> list[Scene]:
     """Wide scenes whose caption is what is written on the objects, in reading order."""
     found = scenes.sample(n, seed, split, **WIDE)
-    texts = [" ".join(thing.text for thing in reading_order(scene.objects, scene.cell)) for scene in found]
+    texts = [
+        " ".join(thing.text for thing in reading_order(scene.objects, scene.cell))
+        for scene in found
+    ]
     return [replace(scene, caption=text) for scene, text in zip(found, texts, strict=True)]
 
 
 def read(said: list[str], found: list[Scene]) -> list[bool]:
     """Of each digit: does it stand in its place?"""
     pairs = [(text.split(), scene.caption.split()) for text, scene in zip(said, found, strict=True)]
-    return [digit == (text[i] if i < len(text) else "") for text, true in pairs for i, digit in enumerate(true)]
+    return [
+        digit == (text[i] if i < len(text) else "")
+        for text, true in pairs
+        for i, digit in enumerate(true)
+    ]
 
 
 def row(name: str, seed: int, cells: list[str]) -> None:
@@ -107,7 +118,11 @@ def sizes(o: argparse.Namespace) -> None:
         for seed in o.seeds:
             made, seconds = trained(name, seed, train, o)
             right = [true(made.caption(found), found) for found in tests.values()]
-            seen = zip(right[0] + right[1], [scene for found in [*tests.values()][:2] for scene in found], strict=True)
+            seen = zip(
+                right[0] + right[1],
+                [scene for found in [*tests.values()][:2] for scene in found],
+                strict=True,
+            )
             relations = [flag for flag, scene in seen if not alike(scene.objects)]
             row(name, seed, [share(flags) for flags in [*right, relations]] + [seconds])
 
@@ -115,14 +130,21 @@ def sizes(o: argparse.Namespace) -> None:
 def videos(o: argparse.Namespace) -> None:
     train = mixed(o.scenes, 0, "train", VIDEOS)
     tests = {(kind["frames"], kind["turns"]): mixed(o.test, 5, "test", [kind]) for kind in LONGER}
-    header([f"{frames} frames, {turns} turns: motion (caption)" for frames, turns in tests] + ["CPU seconds"])
+    header(
+        [f"{frames} frames, {turns} turns: motion (caption)" for frames, turns in tests]
+        + ["CPU seconds"]
+    )
     for name in (MROPE, FLAT):
         for seed in o.seeds:
             made, seconds = trained(name, seed, train, o)
             if o.save and name == MROPE:
                 made.save(o.save)
             said = [(made.caption(found), found) for found in tests.values()]
-            row(name, seed, [f"{share(moved(*pair))} ({share(true(*pair))})" for pair in said] + [seconds])
+            row(
+                name,
+                seed,
+                [f"{share(moved(*pair))} ({share(true(*pair))})" for pair in said] + [seconds],
+            )
 
 
 def text(o: argparse.Namespace) -> None:
@@ -134,7 +156,11 @@ def text(o: argparse.Namespace) -> None:
             for seen, other in WAYS.items() if way is None else [(name, way)]:
                 said = made.caption(found, other)
                 whole = [text == scene.caption for text, scene in zip(said, found, strict=True)]
-                row(f"trained {name}, seen {seen}", seed, [share(read(said, found)), share(whole), seconds])
+                row(
+                    f"trained {name}, seen {seen}",
+                    seed,
+                    [share(read(said, found)), share(whole), seconds],
+                )
 
 
 TABLES = {"sizes": sizes, "videos": videos, "text": text}

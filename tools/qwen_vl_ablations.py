@@ -1,18 +1,22 @@
-"""What positions, queries and resolution bring to a small Qwen-VL: the tables of notebook 09, section 4.
+"""What positions, queries and resolution bring to a small Qwen-VL: the tables of notebook 09,
+section 4.
 
     python tools/qwen_vl_ablations.py grounding [--steps 400] [--seeds 0]
     python tools/qwen_vl_ablations.py reading
     python tools/qwen_vl_ablations.py talking [--steps 400]
 
-grounding: a name -> its boxes, on pictures of 64 x 64 pixels, with the resampler's positions in two dimensions, in one
-and with none, and with 4, 16 and 64 queries. reading: the digit that is written on an object, or on two to four alike,
-in scenes of 2 x 2 cells; pictures of 32 and of 16 pixels a side, both in patches of 8, and 4, 16 and 64 queries.
+grounding: a name -> its boxes, on pictures of 64 x 64 pixels, with the resampler's positions in two
+dimensions, in one and with none, and with 4, 16 and 64 queries. reading: the digit that is written
+on an object, or on two to four alike, in scenes of 2 x 2 cells; pictures of 32 and of 16 pixels a
+side, both in patches of 8, and 4, 16 and 64 queries.
 
-talking: stage 3 of the stored model, on conversations in ChatML about one picture or two. Right first answers about one
-and about two pictures, and boxes in the bare format of stage 2, before and after.
+talking: stage 3 of the stored model, on conversations in ChatML about one picture or two. Right
+first answers about one and about two pictures, and boxes in the bare format of stage 2, before and
+after.
 
-Every row of the first two tables starts from the same seed and sees the same scenes in the same order, all parts being
-trained; only the named thing differs. Measured on streams with seed 5, not on the files in data/scenes.
+Every row of the first two tables starts from the same seed and sees the same scenes in the same
+order, all parts being trained; only the named thing differs. Measured on streams with seed 5, not
+on the files in data/scenes.
 """
 
 import argparse
@@ -23,12 +27,12 @@ from random import Random
 import torch
 from torch import Tensor
 
-from minivlm import grounding, scenes
-from minivlm.captioner import MEAN, STD
-from minivlm.grammar import alike
-from minivlm.questions import Question
-from minivlm.scenes import Scene
-from minivlm.train_qwen_vl import Pointer
+from minivlm import scenes
+from minivlm.scenes import Scene, tasks
+from minivlm.scenes.grammar import alike
+from minivlm.scenes.pixels import MEAN, STD
+from minivlm.scenes.questions import Question
+from minivlm.toys.qwen_vl import Pointer
 from minivlm.vit import to_pixels
 
 Ask = Callable[[Scene, Random], Question]
@@ -59,13 +63,17 @@ def written(scene: Scene, rng: Random) -> Question:
 
 def readable(n: int, seed: int, split: str) -> list[Scene]:
     """Scenes with one digit, on one object or on all of two to four alike: two of five."""
-    return [scene for scene in scenes.sample(3 * n, seed, split, **LABELLED) if alike(scene.objects)][:n]
+    return [
+        scene for scene in scenes.sample(3 * n, seed, split, **LABELLED) if alike(scene.objects)
+    ][:n]
 
 
-def table(rows: dict, ask: Ask, draw: Callable[[int, int, str], list[Scene]], o: argparse.Namespace) -> None:
+def table(
+    rows: dict, ask: Ask, draw: Callable[[int, int, str], list[Scene]], o: argparse.Namespace
+) -> None:
     train = draw(o.scenes, 0, "train")
     tests = {split: draw(o.test, 5, split) for split in ("test", "composition")}
-    names = ("IoU >= 0.5", "mean IoU") if ask is grounding.grounding else ("reading",)
+    names = ("IoU >= 0.5", "mean IoU") if ask is tasks.grounding else ("reading",)
     columns = [f"{name}, {split}" for split in tests for name in names]
     print(f"| model | seed | {' | '.join(columns)} | CPU seconds |")
     print("|---" * (3 + len(tests) * len(names)) + "|", flush=True)
@@ -80,7 +88,10 @@ def table(rows: dict, ask: Ask, draw: Callable[[int, int, str], list[Scene]], o:
                 rng = Random("test")
                 asked = [(i, ask(scene, rng)) for i, scene in enumerate(found)]
                 shares = made.measure(asked, found, pixels(found, side))
-                cells += [f"{shares[name]:.3f}" if name == "mean IoU" else f"{shares[name]:.1%}" for name in names]
+                cells += [
+                    f"{shares[name]:.3f}" if name == "mean IoU" else f"{shares[name]:.1%}"
+                    for name in names
+                ]
             print(f"| {what} | {seed} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
 
 
@@ -90,8 +101,14 @@ def answered(made: Pointer, found: list[Scene], images: Tensor, count: int) -> f
     shown = [[(i + j) % len(found) for j in range(count)] for i in range(len(found))]
     talks = [made.talk(found, numbers, rng, reply=True) for numbers in shown]
     answers = made.answer([row for _, row in talks], images, end="<|im_end|>")
-    firsts = [(question, numbers[which]) for ([(which, question), *_], _), numbers in zip(talks, shown, strict=True)]
-    right = [grounding.accepts(question, said, found[i]) for (question, i), said in zip(firsts, answers, strict=True)]
+    firsts = [
+        (question, numbers[which])
+        for ([(which, question), *_], _), numbers in zip(talks, shown, strict=True)
+    ]
+    right = [
+        tasks.accepts(question, said, found[i])
+        for (question, i), said in zip(firsts, answers, strict=True)
+    ]
     return sum(right) / len(right)
 
 
@@ -109,10 +126,13 @@ def talking(o: argparse.Namespace) -> None:
             made.train(chat, images, o.steps, stage=3, batch=o.batch // 2, seed=o.seeds[0])
         for split, found in tests.items():
             seen, rng = pixels(found, 64), Random("test")
-            asked = [(i, grounding.grounding(scene, rng)) for i, scene in enumerate(found)]
+            asked = [(i, tasks.grounding(scene, rng)) for i, scene in enumerate(found)]
             shares = [answered(made, found, seen, 1), answered(made, found, seen, 2)]
             shares.append(made.measure(asked, found, seen)["IoU >= 0.5"])
-            print(f"| {when} | {split} | " + " | ".join(f"{share:.1%}" for share in shares) + " |", flush=True)
+            print(
+                f"| {when} | {split} | " + " | ".join(f"{share:.1%}" for share in shares) + " |",
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -131,7 +151,7 @@ def main() -> None:
         talking(chosen)
     elif chosen.table == "grounding":
         rows = {name: (64, changes) for name, changes in POINTING.items()}
-        table(rows, grounding.grounding, scenes.sample, chosen)
+        table(rows, tasks.grounding, scenes.sample, chosen)
     else:
         table(READING, written, readable, chosen)
 

@@ -1,4 +1,5 @@
-"""A small Qwen-VL for scenes: made from the language model of data/checkpoints, trained in stages, asked and judged.
+"""A small Qwen-VL for scenes: made from the language model of data/checkpoints, trained in stages,
+asked and judged.
 
 Used by notebook 09 and by tools/qwen_vl_ablations.py and build_checkpoints.py.
 """
@@ -13,29 +14,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivlm.assistant import FROZEN, RATES
+from minivlm.boxes import TAGS
 from minivlm.bpe import BPETokenizer
-from minivlm.captioner import vary_channels
-from minivlm.checkpoints import Names, fill, read_json, read_tensors, write
 from minivlm.clip import VisionConfig
-from minivlm.decoder import Decoder
-from minivlm.generation import generate
-from minivlm.grounding import TAGS, accepts, album, overlaps
 from minivlm.multimodal import answer_loss
+from minivlm.parts.decoder import Decoder
+from minivlm.parts.generation import generate
+from minivlm.parts.training import fit, minibatches
 from minivlm.pretrained import from_pretrained
-from minivlm.questions import Question
-from minivlm.qwen_vl import OWN_NAMES, ImageTower, QwenProcessor, QwenVL, packed_logits, pictures, train_stage
+from minivlm.pretrained.checkpoints import Names, fill, read_json, read_tensors, write
+from minivlm.qwen_vl import (
+    OWN_NAMES,
+    ImageTower,
+    QwenProcessor,
+    QwenVL,
+    packed_logits,
+    pictures,
+    train_stage,
+)
 from minivlm.scenes import Scene
-from minivlm.training import fit, minibatches
+from minivlm.scenes.pixels import vary_channels
+from minivlm.scenes.questions import Question
+from minivlm.scenes.tasks import accepts, album, overlaps
+from minivlm.toys.common import FROZEN, RATES
 from minivlm.vit import sincos_2d
 
 TOWER = VisionConfig(64, patch=16, width=96, layers=3, heads=6, hidden=192, eps=1e-6, act="gelu")
 HEADS, LENGTH = 6, 400  # of the resampler; tokens of a packed row
-Maker = Callable[[int, Random], dict]  # the number of a scene -> a row with that number in the place of its pixels
+Maker = Callable[
+    [int, Random], dict
+]  # the number of a scene -> a row with that number in the place of its pixels
 
 
 def with_tags(folder: Path) -> tuple[BPETokenizer, Decoder]:
-    """The language model of a folder, its marks under Qwen-VL's names and with a new row for each of the TAGS."""
+    """The language model of a folder, its marks under Qwen-VL's names and with a new row for each
+    of the TAGS.
+    """
     old, trained = BPETokenizer.load(folder / "tokenizer.json"), from_pretrained(folder)
     special = {OWN_NAMES.get(name, name): i for name, i in old.special_tokens.items()}
     special |= {tag: old.vocab_size + i for i, tag in enumerate(TAGS)}
@@ -50,7 +64,9 @@ def with_tags(folder: Path) -> tuple[BPETokenizer, Decoder]:
 
 @dataclass
 class Pointer:
-    """A QwenVL that points at what is named, with what turns tasks and conversations into its inputs."""
+    """A QwenVL that points at what is named, with what turns tasks and conversations into its
+    inputs.
+    """
 
     model: QwenVL
     processor: QwenProcessor
@@ -59,8 +75,9 @@ class Pointer:
     def new(cls, seed: int = 0, *, side: int = 4, positions: str = "2d", **tower: int) -> "Pointer":
         """An untrained image tower and resampler before the language model of data/checkpoints.
 
-        side, positions: those of the resampler. tower: what differs from TOWER, such as image_size, the pixels that the
-        tower's positions are for; they start as a map of the image, as in captioner.start_small.
+        side, positions: those of the resampler. tower: what differs from TOWER, such as image_size,
+        the pixels that the tower's positions are for; they start as a map of the image, as in
+        captioner.start_small.
         """
         torch.manual_seed(seed)
         tokenizer, decoder = with_tags(FROZEN / "decoder")
@@ -80,11 +97,13 @@ class Pointer:
     ) -> tuple[list[tuple[int, Question]], dict]:
         """A conversation about the scenes of these numbers: what is asked, and the row.
 
-        What is asked is a list of (place in ``numbers``, question). ``reply`` leaves out all answers, and all questions
-        but the first.
+        What is asked is a list of (place in ``numbers``, question). ``reply`` leaves out all
+        answers, and all questions but the first.
         """
         asked, said = album([found[i] for i in numbers], rng)
-        return asked, self.processor.prepare(pictures(said[:1] if reply else said), numbers, reply=reply)
+        return asked, self.processor.prepare(
+            pictures(said[:1] if reply else said), numbers, reply=reply
+        )
 
     def train(
         self,
@@ -97,7 +116,8 @@ class Pointer:
         seed: int = 0,
         **options,
     ) -> dict[str, list[float]]:
-        """Fit what the stage trains to rows about images (B, 3, S, S), ``batch`` rows a step, packed.
+        """Fit what the stage trains to rows about images (B, 3, S, S), ``batch`` rows a step,
+        packed.
 
         A row is made when its image's turn comes. Returns the history of ``fit``.
         """
@@ -111,16 +131,23 @@ class Pointer:
 
         def loss(model: QwenVL, batch: dict) -> Tensor:
             seen = vary_channels(batch["pixel_values"])
-            return answer_loss(packed_logits(model, batch | {"pixel_values": seen}), batch["labels"])
+            return answer_loss(
+                packed_logits(model, batch | {"pixel_values": seen}), batch["labels"]
+            )
 
         return fit(self.model, batches(), loss, steps, seed=seed, **RATES | options)
 
-    def answer(self, rows: Sequence[dict], images: Tensor, longest: int = 96, end: str = "<|endoftext|>") -> list[str]:
+    def answer(
+        self, rows: Sequence[dict], images: Tensor, longest: int = 96, end: str = "<|endoftext|>"
+    ) -> list[str]:
         """The greedy answer behind each row that is made for a ``reply``, 128 at once."""
         tokenizer, said = self.processor.tokenizer, []
         for start in range(0, len(rows), 128):
             batch = self.processor.collate(rows[start : start + 128], "left")
-            given = {"attention_mask": batch["attention_mask"], "pixel_values": images[batch["pixel_values"]]}
+            given = {
+                "attention_mask": batch["attention_mask"],
+                "pixel_values": images[batch["pixel_values"]],
+            }
             stop = tokenizer.special_tokens[end]
             new = generate(self.model, batch["input_ids"], longest, eos_id=stop, **given)
             said += [tokenizer.decode([i for i in ids if i != stop]) for ids in new.tolist()]
@@ -129,9 +156,11 @@ class Pointer:
     def measure(
         self, asked: Sequence[tuple[int, Question]], found: Sequence[Scene], images: Tensor
     ) -> dict[str, float]:
-        """Shares of right answers by kind; of boxes that were asked for also "IoU >= 0.5" and the "mean IoU".
+        """Shares of right answers by kind; of boxes that were asked for also "IoU >= 0.5" and the
+        "mean IoU".
 
-        asked: number of the scene and of its image, question. A box counts in each answer that should hold it.
+        asked: number of the scene and of its image, question. A box counts in each answer that
+        should hold it.
         """
         answers = self.answer([self.row(question, i, reply=True) for i, question in asked], images)
         shares = defaultdict(list)

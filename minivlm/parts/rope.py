@@ -1,8 +1,10 @@
-"""Rotary position embedding (Su et al. 2021, RoFormer): a position is an angle, not a vector that is added.
+"""Rotary position embedding (Su et al. 2021, RoFormer): a position is an angle, not a vector that
+is added.
 
-Each pair of features of a query or key is turned by position * frequency; the dot product of two turned
-vectors then depends on the distance between their positions only. The pairs are (i, i + d/2), as in Llama.
-Of several positions (row and column; time, row and column) each pair turns by one.
+Each pair of features of a query or key is turned by position * frequency; the dot product of two
+turned vectors then depends on the distance between their positions only. The pairs are (i, i +
+d/2), as in Llama. Of several positions (row and column; time, row and column) each pair turns by
+one.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,9 @@ def inverse_frequencies(head_dim: int, theta: float = 10_000.0) -> Tensor:
     """theta^(-2i/d) for i = 0 .. d/2 - 1: (d/2,), radians per position (RoFormer, section 3.2.2)."""
     if head_dim % 2:
         raise ValueError(f"rotary embedding turns pairs of features; head_dim {head_dim} is odd")
-    return 1 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)  # to the last digit as in transformers
+    return 1 / theta ** (
+        torch.arange(0, head_dim, 2).float() / head_dim
+    )  # to the last digit as in transformers
 
 
 def tables(angles: Tensor) -> Tables:
@@ -28,36 +32,46 @@ def tables(angles: Tensor) -> Tables:
 
 def rotary_tables(positions: Tensor, head_dim: int, theta: float = 10_000.0) -> Tables:
     """cos and sin of every angle: positions (..., T) of integers -> two (..., T, d), float32."""
-    return tables(positions[..., None].float() * inverse_frequencies(head_dim, theta).to(positions.device))
+    return tables(
+        positions[..., None].float() * inverse_frequencies(head_dim, theta).to(positions.device)
+    )
 
 
 def axial_tables(places: Tensor, head_dim: int, theta: float = 10_000.0) -> Tables:
-    """2-D RoPE: one half of the pairs turns by the row, the other by the column: (2, N) -> two (N, d).
+    """2-D RoPE: one half of the pairs turns by the row, the other by the column: (2, N) -> two (N,
+    d).
 
     Both halves have the same d/4 frequencies (Qwen2-VL, section 2.1: Wang et al. 2024).
     """
     if head_dim % 4:
-        raise ValueError(f"2-D rotary embedding halves the pairs of features; head_dim {head_dim} is not 4 n")
+        raise ValueError(
+            f"2-D rotary embedding halves the pairs of features; head_dim {head_dim} is not 4 n"
+        )
     frequencies = inverse_frequencies(head_dim // 2, theta).to(places.device)  # (d/4,)
     rows, columns = places[..., None].float() * frequencies  # (N, d/4) each
     return tables(torch.cat([rows, columns], dim=-1))
 
 
 def mrope_axes(sections: Sequence[int], count: int, interleaved: bool = False) -> list[int]:
-    """Which position each of ``count`` frequencies, the fastest first, turns by: 0 (time), 1 (row) or 2 (column).
+    """Which position each of ``count`` frequencies, the fastest first, turns by: 0 (time), 1 (row)
+    or 2 (column).
 
-    In sections, as in Qwen2-VL: sections[0] frequencies for time, then the rows', then the columns'. Interleaved, as
-    in Qwen3-VL: time, row, column in turn, until the rows and the columns have theirs, and the rest is time.
+    In sections, as in Qwen2-VL: sections[0] frequencies for time, then the rows', then the
+    columns'. Interleaved, as in Qwen3-VL: time, row, column in turn, until the rows and the columns
+    have theirs, and the rest is time.
     """
     if interleaved and len(sections) == 3:
         return [i % 3 if i < 3 * sections[i % 3] else 0 for i in range(count)]
     if len(sections) != 3 or sum(sections) != count:
-        raise ValueError(f"mrope_section {list(sections)} does not share out {count} frequencies to three axes")
+        raise ValueError(
+            f"mrope_section {list(sections)} does not share out {count} frequencies to three axes"
+        )
     return [axis for axis, number in enumerate(sections) for _ in range(number)]
 
 
 def mrope_tables(positions: Tensor, axes: Sequence[int], theta: float = 10_000.0) -> Tables:
-    """M-RoPE (Qwen2-VL, section 2.1): positions (3, B, T) of time, row, column -> two (B, T, d), d/2 = len(axes).
+    """M-RoPE (Qwen2-VL, section 2.1): positions (3, B, T) of time, row, column -> two (B, T, d),
+    d/2 = len(axes).
 
     A token with three equal positions, a text token, is turned as by plain RoPE.
     """

@@ -1,7 +1,8 @@
 """A causal language model in the Llama manner (Touvron et al. 2023): the half of a VLM that speaks.
 
 Data: token ids (B, T) or their embeddings (B, T, D) -> logits (B, T, V).
-Pre-norm blocks of RMSNorm, rotary positions, grouped-query attention (Ainslie et al. 2023) and SwiGLU, no biases.
+Pre-norm blocks of RMSNorm, rotary positions, grouped-query attention (Ainslie et al. 2023) and
+SwiGLU, no biases.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minivlm.checkpoints import Names, require
-from minivlm.layers import RMSNorm, SwiGLU, attend, check_ids, init_weights, merge_heads, split_heads
-from minivlm.masks import causal, padding
-from minivlm.rope import Tables, rotary_tables, rotate
+from minivlm.parts.layers import (
+    RMSNorm,
+    SwiGLU,
+    attend,
+    check_ids,
+    init_weights,
+    merge_heads,
+    split_heads,
+)
+from minivlm.parts.masks import causal, padding
+from minivlm.parts.rope import Tables, rotary_tables, rotate
 
 
 @dataclass(frozen=True)
@@ -34,37 +42,17 @@ class DecoderConfig:
     mlp_bias: bool = False
     tied: bool = False  # the output layer is the embedding table
 
-    @classmethod
-    def from_hf(cls, config: dict) -> "DecoderConfig":
-        """Read a published Llama config.json; absent keys have transformers' LlamaConfig defaults."""
-        require(config, "model_type", "llama")
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        require(rope, "rope_type", "default")
-        require(rope, "type", "default")
-        heads = config.get("num_attention_heads", 32)
-        return cls(
-            vocab_size=config.get("vocab_size", 32000),
-            width=config.get("hidden_size", 4096),
-            layers=config.get("num_hidden_layers", 32),
-            heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            hidden=config.get("intermediate_size", 11008),
-            head_dim=config.get("head_dim"),
-            theta=rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
-            eps=config.get("rms_norm_eps", 1e-6),
-            act=config.get("hidden_act", "silu"),
-            attention_bias=config.get("attention_bias", False),
-            mlp_bias=config.get("mlp_bias", False),
-            tied=config.get("tie_word_embeddings", False),
-        )
-
 
 class KVCache:
-    """The keys and values of all tokens so far, one pair a layer: generation then computes one token a step."""
+    """The keys and values of all tokens so far, one pair a layer: generation then computes one
+    token a step.
+    """
 
     def __init__(self):
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> (B, kv heads, S, d) twice
-        self.next_position: Tensor | int = 0  # (B, 1), of a model whose positions do not count the tokens (M-RoPE)
+        self.next_position: Tensor | int = (
+            0  # (B, 1), of a model whose positions do not count the tokens (M-RoPE)
+        )
 
     @property
     def length(self) -> int:
@@ -89,7 +77,9 @@ class GroupedQueryAttention(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
         if config.heads % config.kv_heads:
-            raise ValueError(f"{config.heads} query heads do not divide into {config.kv_heads} key-value heads")
+            raise ValueError(
+                f"{config.heads} query heads do not divide into {config.kv_heads} key-value heads"
+            )
         self.layer, self.heads, self.kv_heads = layer, config.heads, config.kv_heads
         d = config.head_dim or config.width // config.heads
         self.q = nn.Linear(config.width, config.heads * d, bias=config.attention_bias)
@@ -97,12 +87,18 @@ class GroupedQueryAttention(nn.Module):
         self.v = nn.Linear(config.width, config.kv_heads * d, bias=config.attention_bias)
         out_bias = config.attention_bias if config.out_bias is None else config.out_bias
         self.out = nn.Linear(config.heads * d, config.width, bias=out_bias)
-        self.q_norm, self.k_norm = (RMSNorm(d, config.eps) if config.qk_norm else nn.Identity() for _ in range(2))
+        self.q_norm, self.k_norm = (
+            RMSNorm(d, config.eps) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
 
-    def forward(self, x: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None
+    ) -> Tensor:
         """x (B, T, D), mask (..., T, S), rotary tables (T, d) -> (B, T, D); S = cached + T."""
         q = rotate(self.q_norm(split_heads(self.q(x), self.heads)), *rotary)  # (B, h, T, d)
-        k = rotate(self.k_norm(split_heads(self.k(x), self.kv_heads)), *rotary)  # (B, kv heads, T, d)
+        k = rotate(
+            self.k_norm(split_heads(self.k(x), self.kv_heads)), *rotary
+        )  # (B, kv heads, T, d)
         v = split_heads(self.v(x), self.kv_heads)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
@@ -121,7 +117,9 @@ class DecoderBlock(nn.Module):
         self.norm2 = RMSNorm(config.width, config.eps)
         self.mlp = SwiGLU(config.width, config.hidden, config.act, bias=config.mlp_bias)
 
-    def forward(self, x: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None
+    ) -> Tensor:
         x = x + self.attention(self.norm1(x), mask, rotary, cache)
         return x + self.mlp(self.norm2(x))
 
@@ -146,7 +144,11 @@ class Decoder(nn.Module):
         return self.embedding(input_ids)
 
     def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *args, **options
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args,
+        **options,
     ) -> Tensor:
         """As ``states``, -> logits (B, T, V)."""
         return self.head(self.states(input_ids, attention_mask, *args, **options))
@@ -164,11 +166,13 @@ class Decoder(nn.Module):
         before_block: Callable[[int, Tensor], Tensor] | None = None,
         add: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Ids (B, T), or embeddings (B, T, D) in their stead, -> the states after the final norm (B, T, D).
+        """Ids (B, T), or embeddings (B, T, D) in their stead, -> the states after the final norm
+        (B, T, D).
 
-        attention_mask: (B, S) of 1 (token) and 0 (padding), S = cached + T. mask: (..., T, S) in place of the causal
-        one. positions: (T,) or (B, T) in place of cached, cached + 1, ...; rotary: or their tables, two (B, T, d).
-        before_block(i, x): what block i gets for x. add: (B, T, D) each, to what blocks 0, 1, ... return (DeepStack).
+        attention_mask: (B, S) of 1 (token) and 0 (padding), S = cached + T. mask: (..., T, S) in
+        place of the causal one. positions: (T,) or (B, T) in place of cached, cached + 1, ...;
+        rotary: or their tables, two (B, T, d). before_block(i, x): what block i gets for x. add:
+        (B, T, D) each, to what blocks 0, 1, ... return (DeepStack).
         """
         x = self.embed(input_ids) if embeds is None else embeds
         past, length = cache.length if cache else 0, x.shape[1]
@@ -179,28 +183,10 @@ class Decoder(nn.Module):
         d = self.config.head_dim or self.config.width // self.config.heads
         positions = torch.arange(past, past + length) if positions is None else positions
         rotary = rotary or rotary_tables(positions.to(x.device), d, self.config.theta)
-        rotary = tuple(t[:, None] if t.ndim == 3 else t for t in rotary)  # (B, 1, T, d): the same for every head
+        rotary = tuple(
+            t[:, None] if t.ndim == 3 else t for t in rotary
+        )  # (B, 1, T, d): the same for every head
         for i, block in enumerate(self.blocks):
             x = block(before_block(i, x) if before_block else x, mask, rotary, cache)
             x = x + add[i] if i < len(add) else x
         return self.norm(x)
-
-    @classmethod
-    def from_hf(cls, config: dict, names: set[str] = frozenset()) -> "Decoder":
-        """The model of a published Llama config.json."""
-        return cls(DecoderConfig.from_hf(config))
-
-
-DECODER_NAMES = [  # our name -> the published one, within the language model
-    (r"^embedding\.", "model.embed_tokens."),
-    (r"^norm\.", "model.norm."),
-    (r"^head\.", "lm_head."),
-    (r"^blocks\.", "model.layers."),
-    (r"\.norm1\.", ".input_layernorm."),
-    (r"\.norm2\.", ".post_attention_layernorm."),
-    (r"\.attention\.(q|k|v)\.", r".self_attn.\1_proj."),
-    (r"\.attention\.(q|k)_norm\.", r".self_attn.\1_norm."),
-    (r"\.attention\.out\.", ".self_attn.o_proj."),
-    (r"\.mlp\.(gate|up|down)\.", r".mlp.\1_proj."),
-]
-HF_NAMES = Names(published=DECODER_NAMES, buffers=("rotary_emb.inv_freq",))

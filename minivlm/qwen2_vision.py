@@ -1,11 +1,14 @@
-"""The vision towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures and videos of any size, packed without padding.
+"""The vision towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures and videos of any size, packed
+without padding.
 
-Papers: Wang et al. 2024 (Qwen2-VL), section 2.1; Bai et al. 2025 (Qwen2.5-VL), section 2.1; Qwen Team 2025 (Qwen3-VL).
+Papers: Wang et al. 2024 (Qwen2-VL), section 2.1; Bai et al. 2025 (Qwen2.5-VL), section 2.1; Qwen
+Team 2025 (Qwen3-VL).
 Notebook: 10_qwen_mrope.
 
-Data: PIL images -> pixel_values (N, C * T * P * P), the patches of all pictures behind each other, each from T = 2
-frames, and grid_thw (n, 3), the patches of a picture in time, height and width -> (N / 4, D), a vector for 2 x 2. The
-four patches of such a square are neighbours in the sequence. An image is a video of one frame, shown twice.
+Data: PIL images -> pixel_values (N, C * T * P * P), the patches of all pictures behind each other,
+each from T = 2 frames, and grid_thw (n, 3), the patches of a picture in time, height and width ->
+(N / 4, D), a vector for 2 x 2. The four patches of such a square are neighbours in the sequence. An
+image is a video of one frame, shown twice.
 """
 
 import math
@@ -18,24 +21,39 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from minivlm.checkpoints import require
 from minivlm.clip import CLIP_MEAN, CLIP_STD
-from minivlm.layers import MLP, Attention, RMSNorm, SwiGLU, attend, init_weights, merge_heads, split_heads
-from minivlm.masks import segments, windows
-from minivlm.rope import Tables, axial_tables, rotate
+from minivlm.parts.layers import (
+    MLP,
+    Attention,
+    RMSNorm,
+    SwiGLU,
+    attend,
+    init_weights,
+    merge_heads,
+    split_heads,
+)
+from minivlm.parts.masks import segments, windows
+from minivlm.parts.rope import Tables, axial_tables, rotate
 from minivlm.vit import as_rgb, to_pixels
 
 
 def smart_resize(
-    height: int, width: int, factor: int = 28, min_pixels: int = 56 * 56, max_pixels: int = 28 * 28 * 1280
+    height: int,
+    width: int,
+    factor: int = 28,
+    min_pixels: int = 56 * 56,
+    max_pixels: int = 28 * 28 * 1280,
 ) -> tuple[int, int]:
-    """The (H, W) at which a picture is seen: multiples of ``factor``, about its own shape, few enough pixels.
+    """The (H, W) at which a picture is seen: multiples of ``factor``, about its own shape, few
+    enough pixels.
 
-    As published, quirks too: halves round to even, so a side of half a factor becomes 0 and then counts as too small.
-    ValueError for an aspect ratio above 200.
+    As published, quirks too: halves round to even, so a side of half a factor becomes 0 and then
+    counts as too small. ValueError for an aspect ratio above 200.
     """
     if min(height, width) < 1 or max(height, width) > 200 * min(height, width):
-        raise ValueError(f"an image of {height} x {width} pixels: sides must be 1 or more, the ratio 200 or less")
+        raise ValueError(
+            f"an image of {height} x {width} pixels: sides must be 1 or more, the ratio 200 or less"
+        )
     if not 0 < min_pixels <= max_pixels:
         raise ValueError(f"need 0 < min_pixels <= max_pixels, got {min_pixels} and {max_pixels}")
     rows, columns = round(height / factor), round(width / factor)
@@ -55,12 +73,16 @@ def preprocess(
     max_pixels: int = 28 * 28 * 1280,
     **options,
 ) -> tuple[Tensor, Tensor]:
-    """One image or several, of any mode and size -> pixel_values (N, C * T * P * P), grid_thw (n, 3).
+    """One image or several, of any mode and size -> pixel_values (N, C * T * P * P), grid_thw (n,
+    3).
 
-    Options and errors: those of ``preprocess_videos``. Transparency is laid on white, a camera's EXIF turn undone.
+    Options and errors: those of ``preprocess_videos``. Transparency is laid on white, a camera's
+    EXIF turn undone.
     """
     images = [images] if isinstance(images, Image.Image) else images
-    return preprocess_videos([[image] for image in images], min_pixels=min_pixels, max_pixels=max_pixels, **options)
+    return preprocess_videos(
+        [[image] for image in images], min_pixels=min_pixels, max_pixels=max_pixels, **options
+    )
 
 
 def preprocess_videos(
@@ -73,19 +95,25 @@ def preprocess_videos(
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
 ) -> tuple[Tensor, Tensor]:
-    """Videos, each a sequence of frames of one size -> pixel_values (N, C * T * P * P), grid_thw (n, 3).
+    """Videos, each a sequence of frames of one size -> pixel_values (N, C * T * P * P), grid_thw
+    (n, 3).
 
-    min_pixels, max_pixels: of a frame. Qwen3-VL has patch=16 and 0.5 for each mean and std. An odd last frame is shown
-    twice. ValueError for what is no picture, for frames of different sizes, and from ``smart_resize``.
+    min_pixels, max_pixels: of a frame. Qwen3-VL has patch=16 and 0.5 for each mean and std. An odd
+    last frame is shown twice. ValueError for what is no picture, for frames of different sizes, and
+    from ``smart_resize``.
     """
     found, grids = [], []
     for frames in videos:
         frames = list(frames)
         if not frames or not all(isinstance(frame, Image.Image) for frame in frames):
-            raise ValueError(f"a video is one PIL image or more, not {[type(frame).__name__ for frame in frames]}")
+            raise ValueError(
+                f"a video is one PIL image or more, not {[type(frame).__name__ for frame in frames]}"
+            )
         frames = [as_rgb(frame) for frame in frames]  # which turns a camera's picture upright
         if len({frame.size for frame in frames}) > 1:
-            raise ValueError(f"frames of one video need one size, got {sorted({frame.size for frame in frames})}")
+            raise ValueError(
+                f"frames of one video need one size, got {sorted({frame.size for frame in frames})}"
+            )
         width, height = frames[0].size
         size = smart_resize(height, width, patch * merge, min_pixels, max_pixels)
         patches, grid = to_patches(to_pixels(frames, size, mean=mean, std=std), patch, merge)
@@ -96,39 +124,36 @@ def preprocess_videos(
     return torch.cat(found), torch.tensor(grids)
 
 
-def to_patches(frames: Tensor, patch: int, merge: int = 2, depth: int = 2) -> tuple[Tensor, tuple[int, int, int]]:
-    """Frames (F, C, H, W) -> patches (N, C * T * P * P) and their grid (t, h, w); T = depth, N = t * h * w.
+def to_patches(
+    frames: Tensor, patch: int, merge: int = 2, depth: int = 2
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """Frames (F, C, H, W) -> patches (N, C * T * P * P) and their grid (t, h, w); T = depth, N = t
+    * h * w.
 
     Order: time, then the merge windows row by row, then the patches of a window row by row.
     """
     last = frames[-1:].expand(-len(frames) % depth, -1, -1, -1)
     x = torch.cat([frames, last]).unflatten(3, (-1, merge, patch)).unflatten(2, (-1, merge, patch))
-    x = x.unflatten(0, (-1, depth)).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # (t, h/m, w/m, m, m, C, T, P, P)
+    x = x.unflatten(0, (-1, depth)).permute(
+        0, 3, 6, 4, 7, 2, 1, 5, 8
+    )  # (t, h/m, w/m, m, m, C, T, P, P)
     t, rows, columns = x.shape[:3]
     return x.flatten(5).flatten(0, 4), (t, rows * merge, columns * merge)
 
 
 def patch_places(grid_thw: Tensor, merge: int = 2) -> tuple[Tensor, Tensor]:
-    """Where each patch lies: row and column (2, N), and the number of its frame (N,), counted over all pictures."""
+    """Where each patch lies: row and column (2, N), and the number of its frame (N,), counted over
+    all pictures.
+    """
     places, frames, count = [], [], 0
     for t, h, w in grid_thw.tolist():
-        grid = torch.cartesian_prod(torch.arange(h), torch.arange(w)).T.view(2, h // merge, merge, w // merge, merge)
+        grid = torch.cartesian_prod(torch.arange(h), torch.arange(w)).T.view(
+            2, h // merge, merge, w // merge, merge
+        )
         places.append(grid.transpose(2, 3).flatten(1).repeat(1, t))
         frames.append(torch.arange(count, count + t).repeat_interleave(h * w))
         count += t
     return torch.cat(places, dim=1), torch.cat(frames)
-
-
-COMMON = {"depth": 32, "num_heads": 16, "patch_size": 14, "hidden_size": 3584, "out_hidden_size": 3584}
-DEFAULTS = {  # of transformers' configs, for keys that a published vision_config leaves out
-    "qwen2_vl": COMMON | {"embed_dim": 1280, "mlp_ratio": 4, "hidden_act": "quick_gelu"},
-    "qwen2_5_vl": COMMON
-    | {"intermediate_size": 3420, "hidden_act": "silu", "window_size": 112, "tokens_per_second": 4}
-    | {"fullatt_block_indexes": (7, 15, 23, 31)},
-    "qwen3_vl": COMMON
-    | {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "hidden_act": "gelu_pytorch_tanh", "patch_size": 16}
-    | {"num_position_embeddings": 2304, "deepstack_visual_indexes": (8, 16, 24)},
-}
 
 
 @dataclass(frozen=True)
@@ -150,49 +175,17 @@ class TowerConfig:
     table: int = 48  # Qwen3-VL: positions a side of the learned table
     deep: tuple[int, ...] = ()  # Qwen3-VL: blocks that DeepStack reads
 
-    @classmethod
-    def from_hf(cls, config: dict, kind: str) -> "TowerConfig":
-        """Read the vision_config of a published model of type ``kind``."""
-        c = {"in_channels": 3, "spatial_merge_size": 2, "temporal_patch_size": 2} | DEFAULTS[kind] | config
-        rope = c.get("rope_parameters") or {}
-        require(c, "model_type", kind, f"{kind}_vision")
-        require(rope, "rope_type", "axial")
-        require(c, "in_chans", c["in_channels"])
-        for key in ("patch_size", "spatial_merge_size", "temporal_patch_size"):
-            if not isinstance(c[key], int):
-                raise ValueError(f"config.json: {key} = {c[key]!r} is not supported; it must be one number")
-        if kind == "qwen2_vl":  # names its widths differently
-            c |= {"out_hidden_size": c["hidden_size"], "hidden_size": c["embed_dim"]}
-            c["intermediate_size"] = int(c["embed_dim"] * c["mlp_ratio"])
-        window = c.get("window_size", 112) // c["spatial_merge_size"] // c["patch_size"]  # in merged tokens
-        side = math.isqrt(c.get("num_position_embeddings", 2304))
-        require(c, "num_position_embeddings", side**2)
-        return cls(
-            width=c["hidden_size"],
-            layers=c["depth"],
-            heads=c["num_heads"],
-            hidden=c["intermediate_size"],
-            out=c["out_hidden_size"],
-            patch=c["patch_size"],
-            merge=c["spatial_merge_size"],
-            depth=c["temporal_patch_size"],
-            channels=c["in_channels"],
-            act=c["hidden_act"],
-            theta=rope.get("rope_theta", 10_000.0),
-            window=window * c["spatial_merge_size"],
-            full=tuple(c.get("fullatt_block_indexes", ())),
-            tokens_per_second=c.get("tokens_per_second", 2),
-            table=side,
-            deep=tuple(c.get("deepstack_visual_indexes", ())),
-        )
-
 
 class RotaryAttention(Attention):
-    """Attention of packed patches: positions turn queries and keys, and every segment sees itself alone."""
+    """Attention of packed patches: positions turn queries and keys, and every segment sees itself
+    alone.
+    """
 
     def forward(self, x: Tensor, rotary: Tables, lengths: list[int]) -> Tensor:
         """x (N, D), tables (N, d), lengths of the segments, which add up to N -> (N, D)."""
-        q, k, v = (split_heads(project(x[None]), self.heads) for project in (self.q, self.k, self.v))  # (1, h, N, d)
+        q, k, v = (
+            split_heads(project(x[None]), self.heads) for project in (self.q, self.k, self.v)
+        )  # (1, h, N, d)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         parts = zip(*(t.split(lengths, dim=2) for t in (q, k, v)), strict=True)
         return self.out(merge_heads(torch.cat([attend(*part) for part in parts], dim=2))[0])
@@ -213,7 +206,9 @@ class VisionBlock(nn.Module):
 
 
 class Merger(nn.Module):
-    """Four neighbours become one token of the language model: norm, side by side, MLP (PatchMerger)."""
+    """Four neighbours become one token of the language model: norm, side by side, MLP
+    (PatchMerger).
+    """
 
     def __init__(self, config: TowerConfig, norm: nn.Module):
         super().__init__()
@@ -255,14 +250,27 @@ class Qwen2Vision(nn.Module):
     def embed(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
         """Patches (N, C * T * P * P) -> (N, D). A convolution with stride = kernel is one matrix."""
         merge, weight = self.config.merge, self.patch.weight.flatten(1)
-        if grid_thw.ndim != 2 or grid_thw.shape[1] != 3 or (grid_thw < 1).any() or (grid_thw[:, 1:] % merge).any():
-            raise ValueError(f"grid_thw must be (n, 3), h and w multiples of {merge}; got {grid_thw.tolist()}")
-        if tuple(pixel_values.shape) != (need := (grid_thw.prod(dim=1).sum().item(), weight.shape[1])):
-            raise ValueError(f"grid_thw {grid_thw.tolist()} needs pixel_values {need}, got {tuple(pixel_values.shape)}")
+        if (
+            grid_thw.ndim != 2
+            or grid_thw.shape[1] != 3
+            or (grid_thw < 1).any()
+            or (grid_thw[:, 1:] % merge).any()
+        ):
+            raise ValueError(
+                f"grid_thw must be (n, 3), h and w multiples of {merge}; got {grid_thw.tolist()}"
+            )
+        if tuple(pixel_values.shape) != (
+            need := (grid_thw.prod(dim=1).sum().item(), weight.shape[1])
+        ):
+            raise ValueError(
+                f"grid_thw {grid_thw.tolist()} needs pixel_values {need}, got {tuple(pixel_values.shape)}"
+            )
         return F.linear(pixel_values, weight, self.patch.bias)
 
     def states(self, x: Tensor, grid_thw: Tensor) -> Iterator[Tensor]:
-        """Embedded patches (N, D) -> the same after each block. Attention stays within a frame (pair) of a picture."""
+        """Embedded patches (N, D) -> the same after each block. Attention stays within a frame
+        (pair) of a picture.
+        """
         places, frames = patch_places(grid_thw, self.config.merge)
         rotary, lengths = self.tables(places.to(x.device)), frames.bincount().tolist()
         for block in self.blocks:
@@ -279,16 +287,22 @@ class Qwen2Vision(nn.Module):
 
     def forward(self, pixel_values: Tensor, grid_thw: Tensor) -> list[Tensor]:
         """-> [(N / 4, out)], the image tokens; Qwen3-VL has as many more as DeepStack reads blocks."""
-        (x,) = deque(self.states(self.embed(pixel_values, grid_thw), grid_thw), maxlen=1)  # the last ones
+        (x,) = deque(
+            self.states(self.embed(pixel_values, grid_thw), grid_thw), maxlen=1
+        )  # the last ones
         return [self.merger(x)]
 
 
 class Qwen25Vision(Qwen2Vision):
-    """Qwen2.5-VL's tower: RMSNorm and SwiGLU, and in most blocks a patch sees its window of 112 pixels alone."""
+    """Qwen2.5-VL's tower: RMSNorm and SwiGLU, and in most blocks a patch sees its window of 112
+    pixels alone.
+    """
 
     def __init__(self, config: TowerConfig):
         if config.window < config.merge:
-            raise ValueError(f"a window of {config.window} patches a side is smaller than one token's {config.merge}")
+            raise ValueError(
+                f"a window of {config.window} patches a side is smaller than one token's {config.merge}"
+            )
         super().__init__(config)
 
     def norm(self, width: int) -> nn.Module:
@@ -298,10 +312,14 @@ class Qwen25Vision(Qwen2Vision):
         return SwiGLU(self.config.width, self.config.hidden, self.config.act, bias=True)
 
     def states(self, x: Tensor, grid_thw: Tensor) -> Iterator[Tensor]:
-        """As Qwen2-VL's. The patches of a window are brought together first, so that each is one segment."""
+        """As Qwen2-VL's. The patches of a window are brought together first, so that each is one
+        segment.
+        """
         places, frames = patch_places(grid_thw, self.config.merge)
         numbers = torch.stack([frames, *(places // self.config.window)])
-        window = numbers.unique(dim=1, return_inverse=True)[1]  # (N,), in the order of frame, row, column
+        window = numbers.unique(dim=1, return_inverse=True)[
+            1
+        ]  # (N,), in the order of frame, row, column
         order = window.argsort(stable=True).to(x.device)
         x, back = x[order], order.argsort()
         rotary = self.tables(places.to(x.device)[:, order])
@@ -318,7 +336,9 @@ class Qwen25Vision(Qwen2Vision):
 
 
 class Qwen3Vision(Qwen2Vision):
-    """Qwen3-VL's tower: learned positions beside 2-D RoPE, and DeepStack (Meng et al. 2024) on some blocks."""
+    """Qwen3-VL's tower: learned positions beside 2-D RoPE, and DeepStack (Meng et al. 2024) on some
+    blocks.
+    """
 
     patch_bias = True
 
@@ -326,11 +346,15 @@ class Qwen3Vision(Qwen2Vision):
         super().__init__(config)
         wide = config.width * config.merge**2
         self.positions = nn.Parameter(torch.empty(config.table**2, config.width))
-        self.deep = nn.ModuleList(DeepMerger(config, self.norm(wide)) for _ in config.deep).apply(init_weights)
+        self.deep = nn.ModuleList(DeepMerger(config, self.norm(wide)) for _ in config.deep).apply(
+            init_weights
+        )
         nn.init.normal_(self.positions, std=0.02)
 
     def embed(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
-        """As Qwen2-VL's, and positions: the learned table, resampled so that its corners lie on the picture's."""
+        """As Qwen2-VL's, and positions: the learned table, resampled so that its corners lie on the
+        picture's.
+        """
         x = super().embed(pixel_values, grid_thw)
         table = self.positions.T.unflatten(1, (self.config.table, -1))[None]  # (1, D, side, side)
         found = []
@@ -346,22 +370,3 @@ class Qwen3Vision(Qwen2Vision):
             if i in self.config.deep:
                 deep.append(self.deep[self.config.deep.index(i)](x))
         return [self.merger(x), *deep]
-
-
-TOWER_NAMES = [  # our name -> the published one, within the tower
-    (r"^patch\.", "patch_embed.proj."),
-    (r"^positions", "pos_embed.weight"),
-    (r"^deep\.", "deepstack_merger_list."),
-    (r"\.attention\.(q|k|v)\.", r".attn.qkv.\1."),
-    (r"\.attention\.out\.", ".attn.proj."),
-]
-OLD_MERGER = [(r"^merger\.norm\.", "merger.ln_q."), (r"^merger\.mlp\.up\.", "merger.mlp.0.")]
-OLD_MERGER += [(r"^merger\.mlp\.down\.", "merger.mlp.2.")]
-QWEN2_NAMES = [*TOWER_NAMES, *OLD_MERGER, (r"\.mlp\.up\.", ".mlp.fc1."), (r"\.mlp\.down\.", ".mlp.fc2.")]
-QWEN25_NAMES = [*TOWER_NAMES, *OLD_MERGER, (r"\.mlp\.(gate|up|down)\.", r".mlp.\1_proj.")]
-QWEN3_NAMES = [
-    *TOWER_NAMES,
-    (r"^(merger|deepstack_merger_list\.\d+)\.mlp\.", r"\1."),
-    (r"\.up\.", ".linear_fc1."),
-    (r"\.down\.", ".linear_fc2."),
-]

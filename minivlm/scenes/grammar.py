@@ -5,8 +5,9 @@ The grammar, in English and in Chinese, over objects with a shape, a colour and 
     one object or several alike    [there is] a small red circle       三个绿色的星形
     two objects and a relation     a small red circle left of a large blue square
 
-A sentence is judged by parsing it, never by comparing strings: "A left of B" and "B right of A" are both true.
-The size, a label and a motion may stay unsaid; what is said must hold, and every object must be accounted for.
+A sentence is judged by parsing it, never by comparing strings: "A left of B" and "B right of A" are
+both true. The size, a label and a motion may stay unsaid; what is said must hold, and every object
+must be accounted for.
 """
 
 import re
@@ -133,18 +134,31 @@ def _phrase(match: re.Match, language: dict) -> Phrase | None:
     word = match.groupdict()
     count, shape, motion = language["count"][word["count"]], word["shape"], word["motion"]
     if language is ENGLISH:
-        singular = {shape: shape for shape in SHAPES} if count == 1 else {plural(shape): shape for shape in SHAPES}
+        singular = (
+            {shape: shape for shape in SHAPES}
+            if count == 1
+            else {plural(shape): shape for shape in SHAPES}
+        )
         if shape not in singular:
             return None
         shape = singular[shape]
     if motion is not None:
         motion = tuple(language["direction"][step] for step in re.split(" then |再向", motion))
     size = word["size"] and language["size"][word["size"]]
-    return Phrase(count, language["color"][word["color"]], language["shape"][shape], size, word["text"], motion)
+    return Phrase(
+        count,
+        language["color"][word["color"]],
+        language["shape"][shape],
+        size,
+        word["text"],
+        motion,
+    )
 
 
 def parse(sentence: str) -> tuple[tuple[Phrase, ...], str | None] | None:
-    """A sentence -> its noun phrases (one or two) and the relation between two; None if it is not of the grammar."""
+    """A sentence -> its noun phrases (one or two) and the relation between two; None if it is not
+    of the grammar.
+    """
     sentence = sentence.strip().removesuffix(".").removesuffix("。")
     if re.search(r"[一-鿿]", sentence):
         return _parse_chinese(sentence)
@@ -198,7 +212,9 @@ def relations(a: Object, b: Object, cell: int) -> list[str]:
 
 
 def main_relations(a: Object, b: Object, cell: int) -> list[str]:
-    """Of the relations of a to b those along the axis of the larger distance in cells: what a speaker would name."""
+    """Of the relations of a to b those along the axis of the larger distance in cells: what a
+    speaker would name.
+    """
     (ax, ay), (bx, by) = a.center, b.center
     across, down = abs(ax // cell - bx // cell), abs(ay // cell - by // cell)
     axes = {"left of": across, "right of": across, "above": down, "below": down}
@@ -227,7 +243,9 @@ def holds(sentence: str, objects: Sequence[Object], cell: int) -> bool:
 
 
 def describe_en(thing: Object, count: int = 1, *, size: bool = True, article: str = "a") -> str:
-    """The noun phrase of an object (or of ``count`` alike): "a small red circle", "three green stars"."""
+    """The noun phrase of an object (or of ``count`` alike): "a small red circle", "three green
+    stars".
+    """
     words = [article if count == 1 else COUNTS[count], thing.size if size else "", thing.color]
     words.append(thing.shape if count == 1 else plural(thing.shape))
     words.append(f"labelled {thing.text}" if thing.text else "")
@@ -247,21 +265,28 @@ def describe_zh(thing: Object, count: int = 1, *, size: bool = True) -> str:
     steps = [_say(CHINESE["direction"], step) for step in thing.motion]
     words += f"向{'再向'.join(steps)}移动的" if steps else ""
     color, shape = _say(CHINESE["color"], thing.color), _say(CHINESE["shape"], thing.shape)
-    return words + (f"{_say(CHINESE['size'], thing.size)}的{color}{shape}" if size else f"{color}的{shape}")
+    return words + (
+        f"{_say(CHINESE['size'], thing.size)}的{color}{shape}" if size else f"{color}的{shape}"
+    )
 
 
 Wordings = tuple[list[str], list[str]]  # plain ones, and variations
 
 
 def wordings_en(objects: Sequence[Object], cell: int) -> Wordings:
-    """English captions that name the objects in the given order: the plain ones, and variations of them."""
+    """English captions that name the objects in the given order: the plain ones, and variations of
+    them.
+    """
     if not alike(objects):
         a, b = objects
         said = [
-            [f"{describe_en(a)} {word} {describe_en(b)}" for word in words] for words in _words(ENGLISH, a, b, cell)
+            [f"{describe_en(a)} {word} {describe_en(b)}" for word in words]
+            for words in _words(ENGLISH, a, b, cell)
         ]
         plain = [first for first, *_ in said]
-        return plain, [text for _, *rest in said for text in rest] + [f"there is {text}" for text in plain]
+        return plain, [text for _, *rest in said for text in rest] + [
+            f"there is {text}" for text in plain
+        ]
     thing, count = objects[0], len(objects)
     opening = "there is" if count == 1 else "there are"
     sized, short = (describe_en(thing, count, size=size) for size in (True, False))
@@ -273,7 +298,8 @@ def wordings_zh(objects: Sequence[Object], cell: int) -> Wordings:
     if not alike(objects):
         a, b = objects
         said = [
-            [f"{describe_zh(a)}在{describe_zh(b)}的{word}" for word in words] for words in _words(CHINESE, a, b, cell)
+            [f"{describe_zh(a)}在{describe_zh(b)}的{word}" for word in words]
+            for words in _words(CHINESE, a, b, cell)
         ]
         return [first for first, *_ in said], [text for _, *rest in said for text in rest]
     sized, short = (describe_zh(objects[0], len(objects), size=size) for size in (True, False))
@@ -283,17 +309,25 @@ def wordings_zh(objects: Sequence[Object], cell: int) -> Wordings:
 def _words(language: dict, a: Object, b: Object, cell: int) -> list[list[str]]:
     """For each main relation of a to b the words for it, the plainest first."""
     table = language["relation"]
-    return [[word for word in table if table[word] == relation] for relation in main_relations(a, b, cell)]
+    return [
+        [word for word in table if table[word] == relation]
+        for relation in main_relations(a, b, cell)
+    ]
 
 
 def captions(objects: Sequence[Object], cell: int) -> tuple[list[str], list[str]]:
     """All wordings that the dataset uses for a scene, in English and in Chinese."""
     orders = [objects] if alike(objects) else list(permutations(objects))
     found = ([wordings(order, cell) for order in orders] for wordings in (wordings_en, wordings_zh))
-    english, chinese = ([text for plain, varied in language for text in plain + varied] for language in found)
+    english, chinese = (
+        [text for plain, varied in language for text in plain + varied] for language in found
+    )
     return english, chinese
 
 
 def alike(objects: Sequence[Object]) -> bool:
     """Do all objects look the same, wherever they are?"""
-    return len({(thing.color, thing.shape, thing.size, thing.text, thing.motion) for thing in objects}) == 1
+    return (
+        len({(thing.color, thing.shape, thing.size, thing.text, thing.motion) for thing in objects})
+        == 1
+    )

@@ -3,7 +3,6 @@
 Used by notebook 06 and by tools/blip_ablations.py, capfilt.py and build_checkpoints.py.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -15,50 +14,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlm import grammar
 from minivlm.blip import LOSSES, SHARING, Blip, Marks, Pretraining, first
 from minivlm.bpe import BPETokenizer
-from minivlm.captioner import vary_channels
-from minivlm.checkpoints import read_json
-from minivlm.generation import generate
-from minivlm.grammar import Object
+from minivlm.parts.generation import generate
+from minivlm.parts.training import fit, minibatches
 from minivlm.pretrained import from_pretrained, save_pretrained
-from minivlm.scenes import Scene, is_true
-from minivlm.training import fit, minibatches
+from minivlm.pretrained.blip import build_blip
+from minivlm.pretrained.checkpoints import read_json
+from minivlm.scenes import Scene, grammar, is_true
+from minivlm.scenes.grammar import Object
+from minivlm.scenes.pixels import vary_channels
+from minivlm.toys.common import BERT_MARKS, RATES, as_bert, mates
 from minivlm.vit import sincos_2d
 
 WIDTH = 96
-SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[ENC]", "[DEC]")
-RATES = {"muon_lr": 0.015, "adamw_lr": 2e-3, "weight_decay": 0.1}
-QUEUE, MOMENTUM, RAMP = 1024, 0.99, 100  # 57,600, 0.995 and two epochs in the paper, for millions of steps
-
-
-def as_bert(tokenizer: BPETokenizer, texts: Sequence[str], positions: int) -> Tensor:
-    """Texts -> (B, T) ids: [CLS], the words, [SEP], padding; a text with more tokens than positions is cut."""
-    pad, cls, sep = (tokenizer.special_tokens[name] for name in SPECIAL[:3])
-    rows = [[cls, *tokenizer.encode(text)[: positions - 2], sep] for text in texts]
-    longest = max(map(len, rows))
-    return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+QUEUE, MOMENTUM, RAMP = (
+    1024,
+    0.99,
+    100,
+)  # 57,600, 0.995 and two epochs in the paper, for millions of steps
 
 
 def toy_config(tokenizer: BPETokenizer) -> dict:
     """A BLIP configuration of two thirds of a million parameters, in the published format."""
     shape = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 6}
-    text = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 32, "intermediate_size": 2 * WIDTH}
-    text |= {"bos_token_id": tokenizer.special_tokens["[DEC]"], "sep_token_id": tokenizer.special_tokens["[SEP]"]}
+    text = {
+        "vocab_size": tokenizer.vocab_size,
+        "max_position_embeddings": 32,
+        "intermediate_size": 2 * WIDTH,
+    }
+    text |= {
+        "bos_token_id": tokenizer.special_tokens["[DEC]"],
+        "sep_token_id": tokenizer.special_tokens["[SEP]"],
+    }
     return {
         "model_type": "blip",
         "image_text_hidden_size": WIDTH,
-        "vision_config": shape | {"image_size": 64, "patch_size": 16, "intermediate_size": 4 * WIDTH},
+        "vision_config": shape
+        | {"image_size": 64, "patch_size": 16, "intermediate_size": 4 * WIDTH},
         "text_config": shape | text,
     }
 
 
 def start_small(model: Blip) -> None:
-    """Where the toy starts from: small weights, and positions large enough to be read in a short training.
+    """Where the toy starts from: small weights, and positions large enough to be read in a short
+    training.
 
-    Those of the patches are a map of the image (captioner.start_small), those of the words ten times as large as the
-    words.
+    Those of the patches are a map of the image (captioner.start_small), those of the words ten
+    times as large as the words.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.weight is not model.encoder.words.weight:
@@ -79,10 +82,10 @@ class ToyBlip:
     @classmethod
     def new(cls, texts: Sequence[str], seed: int = 0, *, sharing: str = SHARING[1]) -> "ToyBlip":
         """Untrained; the tokenizer is learned from the texts."""
-        tokenizer = BPETokenizer.train(texts, vocab_size=400, special_tokens=SPECIAL)
+        tokenizer = BPETokenizer.train(texts, vocab_size=400, special_tokens=BERT_MARKS)
         config = toy_config(tokenizer)
         torch.manual_seed(seed)
-        model = Blip.from_hf(config)
+        model = build_blip(config)
         if sharing != SHARING[1]:
             model = Blip(model.vision.config, model.encoder.config, WIDTH, sharing=sharing)
         with torch.no_grad():
@@ -92,12 +95,16 @@ class ToyBlip:
     @property
     def marks(self) -> Marks:
         """The ids that say in which mode a text is read."""
-        pad, cls, _, enc, dec = (self.tokenizer.special_tokens[name] for name in SPECIAL)
+        pad, cls, _, enc, dec = (self.tokenizer.special_tokens[name] for name in BERT_MARKS)
         return Marks(cls, enc, dec, pad)
 
     def texts(self, captions: Sequence[str]) -> Tensor:
-        """Captions -> (B, T) ids: [CLS], the words, [SEP], padding; a text with more tokens than positions is cut."""
-        return as_bert(self.tokenizer, captions, self.config["text_config"]["max_position_embeddings"])
+        """Captions -> (B, T) ids: [CLS], the words, [SEP], padding; a text with more tokens than
+        positions is cut.
+        """
+        return as_bert(
+            self.tokenizer, captions, self.config["text_config"]["max_position_embeddings"]
+        )
 
     def train(
         self,
@@ -113,10 +120,12 @@ class ToyBlip:
         seed: int = 0,
         **options,
     ) -> dict[str, list[float]]:
-        """Fit to images (B, 3, 64, 64) and captions by the sum of some of the LOSSES; returns each one's history.
+        """Fit to images (B, 3, 64, 64) and captions by the sum of some of the LOSSES; returns each
+        one's history.
 
-        ``alike`` makes every second batch one of captions that contradict each other (see ``mates``). ``erased``
-        is the share of images that lose a colour channel (``captioner.vary_channels``).
+        ``alike`` makes every second batch one of captions that contradict each other (see
+        ``mates``). ``erased`` is the share of images that lose a colour channel
+        (``captioner.vary_channels``).
         """
         torch.manual_seed(seed)  # before the random queues
         pretraining = Pretraining(self.model, self.marks, queue=QUEUE, momentum=MOMENTUM, ramp=RAMP)
@@ -135,22 +144,37 @@ class ToyBlip:
             near = minibatches(mates(captions), batch_size=batch // 2, seed=seed)
             second = ((images[rows.flatten()], ids[rows.flatten()]) for (rows,) in near)
             stream = chain.from_iterable(zip(stream, second, strict=True))  # both are endless
-        fit(pretraining, stream, loss, steps, seed=seed, **RATES | options)
+        fit(pretraining, stream, loss, steps, seed=seed, **RATES | {"weight_decay": 0.1} | options)
         self.model.eval()
         return history
 
     @torch.no_grad()
     def captions(
-        self, images: Tensor, *, top_p: float = 0, generator: torch.Generator | None = None, rows: int = 500
+        self,
+        images: Tensor,
+        *,
+        top_p: float = 0,
+        generator: torch.Generator | None = None,
+        rows: int = 500,
     ) -> list[str]:
-        """One caption an image, greedy or, with ``top_p``, drawn from the nucleus; special tokens are left out."""
-        end, special, said = self.tokenizer.special_tokens["[SEP]"], {*self.tokenizer.special_tokens.values()}, []
+        """One caption an image, greedy or, with ``top_p``, drawn from the nucleus; special tokens
+        are left out.
+        """
+        end, special, said = (
+            self.tokenizer.special_tokens["[SEP]"],
+            {*self.tokenizer.special_tokens.values()},
+            [],
+        )
         sampled = {"temperature": 1, "top_p": top_p, "generator": generator} if top_p else {}
         for part in images.split(rows):
             start = torch.full((len(part), 1), self.marks.dec)
             image = self.model.vision(part)
-            new = generate(self.model, start, 24, eos_id=end, use_cache=False, image=image, **sampled)
-            said += [self.tokenizer.decode([i for i in row if i not in special]) for row in new.tolist()]
+            new = generate(
+                self.model, start, 24, eos_id=end, use_cache=False, image=image, **sampled
+            )
+            said += [
+                self.tokenizer.decode([i for i in row if i not in special]) for row in new.tolist()
+            ]
         return said
 
     @torch.no_grad()
@@ -158,47 +182,34 @@ class ToyBlip:
         """How likely each caption belongs to its image, by the matching head: (B,) in 0..1."""
         ids, found = first(self.texts(captions), self.marks.enc), []
         for image, part in zip(images.split(rows), ids.split(rows), strict=True):
-            found.append(self.model.match(image, part, (part != self.marks.pad).long()).softmax(dim=1)[:, 1])
+            found.append(
+                self.model.match(image, part, (part != self.marks.pad).long()).softmax(dim=1)[:, 1]
+            )
         return torch.cat(found)
 
     def save(self, folder: str | Path) -> None:
-        """config.json, model.safetensors and tokenizer.json; the model must share as the paper does."""
+        """config.json, model.safetensors and tokenizer.json; the model must share as the paper
+        does.
+        """
         save_pretrained(self.model, self.config, folder)
         self.tokenizer.save(Path(folder) / "tokenizer.json")
 
     @classmethod
     def load(cls, folder: str | Path) -> "ToyBlip":
         """Read what ``save`` wrote."""
-        model, tokenizer = from_pretrained(folder), BPETokenizer.load(Path(folder) / "tokenizer.json")
+        model, tokenizer = (
+            from_pretrained(folder),
+            BPETokenizer.load(Path(folder) / "tokenizer.json"),
+        )
         return cls(model, tokenizer, read_json(Path(folder) / "config.json"))
 
 
-def mates(captions: Sequence[str]) -> Tensor:
-    """Pairs of captions (P, 2), by number, that name the same objects and contradict each other.
-
-    Two of "A left of B" and "B left of A", or two counts of one thing; "A above B" may be true as well, and is none.
-    In one batch they are each other's hard negatives: grouped mini-batches, Byun et al. 2022 (GRIT-VLP), section 3.1.
-    """
-    groups = defaultdict(list)  # the objects and the axis of their relation -> (their order, their count, caption)
-    for i, caption in enumerate(captions):
-        phrases, relation = grammar.parse(caption)
-        if relation in ("right of", "below"):  # "B right of A" says the same as "A left of B"
-            phrases, relation = phrases[::-1], grammar.OPPOSITE[relation]
-        things = [(p.color, p.shape, p.size or "") for p in phrases]
-        groups[relation, *sorted(things)].append((things, phrases[0].count, i))
-    pairs = []
-    for group in groups.values():
-        group.sort()
-        half = len(group) // 2
-        opposite = zip(group[: len(group) - half], group[half:], strict=True)
-        pairs += [(a[-1], b[-1]) for a, b in opposite if a[:-1] != b[:-1]]
-    return torch.tensor(pairs)
-
-
 def foils(scene: Scene, rng: Random) -> dict[str, tuple[str, str]]:
-    """A plain true caption and the same with one word made false, for each kind of word that the caption has.
+    """A plain true caption and the same with one word made false, for each kind of word that the
+    caption has.
 
-    Kinds: "color", "shape" and "size" of an object, and the "relation" of two objects or the "count" of like ones.
+    Kinds: "color", "shape" and "size" of an object, and the "relation" of two objects or the
+    "count" of like ones.
     """
     things, wrong = grammar.reading_order(scene.objects, scene.cell), {}
     if grammar.alike(things):
@@ -216,21 +227,34 @@ def foils(scene: Scene, rng: Random) -> dict[str, tuple[str, str]]:
 
         wrong["relation"] = say(things, grammar.OPPOSITE[told])
     one = rng.randrange(1 if grammar.alike(things) else 2)
-    for kind, values in {"color": grammar.COLORS, "shape": grammar.SHAPES, "size": grammar.SIZES}.items():
+    for kind, values in {
+        "color": grammar.COLORS,
+        "shape": grammar.SHAPES,
+        "size": grammar.SIZES,
+    }.items():
         value = rng.choice([v for v in values if v != getattr(things[one], kind)])
-        wrong[kind] = say([replace(t, **{kind: value}) if i == one else t for i, t in enumerate(things)])
+        wrong[kind] = say(
+            [replace(t, **{kind: value}) if i == one else t for i, t in enumerate(things)]
+        )
     return {kind: (say(things), text) for kind, text in wrong.items() if not is_true(text, scene)}
 
 
 @torch.no_grad()
-def retrieval(toy: ToyBlip, scenes: Sequence[Scene], images: Tensor, among: int = 16) -> dict[str, float]:
-    """Recall at 1 both ways, by ITC alone and with its best ``among`` judged again by ITM; any true caption counts."""
+def retrieval(
+    toy: ToyBlip, scenes: Sequence[Scene], images: Tensor, among: int = 16
+) -> dict[str, float]:
+    """Recall at 1 both ways, by ITC alone and with its best ``among`` judged again by ITM; any true
+    caption counts.
+    """
     captions = [scene.caption for scene in scenes]
     ids, model = toy.texts(captions), toy.model
     cosine = model.encode_image(images) @ model.encode_text(ids, (ids != toy.marks.pad).long()).T
     true = torch.tensor([[is_true(caption, scene) for caption in captions] for scene in scenes])
     found = {}
-    for way, scores, right in (("image to text", cosine, true), ("text to image", cosine.T, true.T)):
+    for way, scores, right in (
+        ("image to text", cosine, true),
+        ("text to image", cosine.T, true.T),
+    ):
         best = scores.topk(among, dim=1).indices  # (N, among)
         asked, other = torch.arange(len(best)).repeat_interleave(among), best.flatten()
         image, text = (asked, other) if way == "image to text" else (other, asked)
@@ -242,8 +266,12 @@ def retrieval(toy: ToyBlip, scenes: Sequence[Scene], images: Tensor, among: int 
 
 
 @torch.no_grad()
-def judgements(toy: ToyBlip, scenes: Sequence[Scene], images: Tensor, seed: int = 0) -> dict[str, float]:
-    """Share of right verdicts of ITM on true captions and captions with one wrong word (half each), by kind of word."""
+def judgements(
+    toy: ToyBlip, scenes: Sequence[Scene], images: Tensor, seed: int = 0
+) -> dict[str, float]:
+    """Share of right verdicts of ITM on true captions and captions with one wrong word (half each),
+    by kind of word.
+    """
     rng, asked = Random(seed), []
     for i, scene in enumerate(scenes):
         for kind, (true, false) in foils(scene, rng).items():
@@ -251,7 +279,9 @@ def judgements(toy: ToyBlip, scenes: Sequence[Scene], images: Tensor, seed: int 
     said = toy.matches(images[[i for _, i, _, _ in asked]], [text for _, _, text, _ in asked]) > 0.5
     right = [verdict == answer for verdict, (*_, answer) in zip(said.tolist(), asked, strict=True)]
     kinds = sorted({kind for kind, *_ in asked})
-    by_kind = {kind: [ok for ok, (k, *_) in zip(right, asked, strict=True) if k == kind] for kind in kinds}
+    by_kind = {
+        kind: [ok for ok, (k, *_) in zip(right, asked, strict=True) if k == kind] for kind in kinds
+    }
     return {kind: sum(oks) / len(oks) for kind, oks in (by_kind | {"all": right}).items()}
 
 
@@ -269,11 +299,13 @@ def bootstrap(
     seed: int = 0,
     **options,
 ) -> dict[str, list[tuple[int, str]]]:
-    """CapFilt (section 3.3) -> four data sets, as (number of an image, caption): "web", "F", "C", "C+F".
+    """CapFilt (section 3.3) -> four data sets, as (number of an image, caption): "web", "F", "C",
+    "C+F".
 
-    A captioner (LM) and a filter (ITC and ITM) are fine-tuned from ``base`` on the clean pairs, apart from each other.
-    The captioner writes one caption for each image of the web, drawn from the nucleus (p = 0.9); the filter throws out
-    those of the web's (F), and of the captioner's (C+F), that it finds not to match.
+    A captioner (LM) and a filter (ITC and ITM) are fine-tuned from ``base`` on the clean pairs,
+    apart from each other. The captioner writes one caption for each image of the web, drawn from
+    the nucleus (p = 0.9); the filter throws out those of the web's (F), and of the captioner's
+    (C+F), that it finds not to match.
     """
     captioner, judge = deepcopy(base), deepcopy(base)
     captioner.train(*clean, steps, losses=("lm",), seed=seed, **options)

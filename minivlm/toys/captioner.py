@@ -1,7 +1,8 @@
 """The toy captioner: a small LLaVA, trained from scratch on scenes, that says what is in a picture.
 
-It puts the pieces together: tokenizer, image tower, projector, decoder, one training loop, greedy decoding.
-A sequence is the image's placeholders, the caption and <|end|>; only the caption and <|end|> are learned.
+It puts the pieces together: tokenizer, image tower, projector, decoder, one training loop, greedy
+decoding. A sequence is the image's placeholders, the caption and <|end|>; only the caption and
+<|end|> are learned.
 """
 
 from collections.abc import Sequence
@@ -10,31 +11,37 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from minivlm.bpe import BPETokenizer
-from minivlm.checkpoints import read_json
-from minivlm.generation import generate
 from minivlm.llava import Llava
+from minivlm.parts.generation import generate
+from minivlm.parts.training import fit, minibatches
 from minivlm.pretrained import from_pretrained, save_pretrained
-from minivlm.scenes import BACKGROUND, Scene, sample
-from minivlm.training import fit, minibatches
-from minivlm.vit import as_rgb, sincos_2d, to_pixels
+from minivlm.pretrained.checkpoints import read_json
+from minivlm.pretrained.llava import build_llava
+from minivlm.scenes import Scene, sample
+from minivlm.scenes.pixels import IMAGE_SIZE, pixels, vary_channels
+from minivlm.toys.common import RATES
+from minivlm.vit import sincos_2d
 
 SPECIAL = ("<|image|>", "<|end|>", "<|pad|>")
-IMAGE_SIZE, PATCH, WIDTH = 64, 16, 96
+PATCH, WIDTH = 16, 96
 SCENES, BATCH, STEPS = 8000, 128, 350  # 55 to 80 s on one core
 SMOOTHING = 0.1  # of the labels: the language model must not rule out a colour-shape pair that it never read
-RATES = {"muon_lr": 0.015, "adamw_lr": 2e-3, "weight_decay": 0.1}
-MEAN, STD = tuple(value / 255 for value in BACKGROUND), (0.125, 0.125, 0.125)  # the empty picture is zero
 
 
 def toy_config(tokenizer: BPETokenizer) -> dict:
     """A LLaVA configuration of half a million parameters, in the published format."""
     shape = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 6}
     vision = {"model_type": "clip_vision_model", "image_size": IMAGE_SIZE, "patch_size": PATCH}
-    text = {"model_type": "llama", "vocab_size": tokenizer.vocab_size, "num_key_value_heads": 6, "rope_theta": 1e6}
+    text = {
+        "model_type": "llama",
+        "vocab_size": tokenizer.vocab_size,
+        "num_key_value_heads": 6,
+        "rope_theta": 1e6,
+    }
     return {
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
@@ -46,33 +53,13 @@ def toy_config(tokenizer: BPETokenizer) -> dict:
     }
 
 
-def pixels(images: Sequence[Image.Image]) -> Tensor:
-    """PIL images of any mode and size -> (B, 3, 64, 64); wide and tall ones are padded to a square."""
-    size = (IMAGE_SIZE, IMAGE_SIZE)
-    square = [
-        image if image.size == size else ImageOps.pad(image, size, Image.Resampling.BICUBIC, BACKGROUND)
-        for image in map(as_rgb, images)
-    ]
-    return to_pixels(square, mean=MEAN, std=STD)
-
-
-def vary_channels(pixel_values: Tensor, erased: float = 0.2) -> Tensor:
-    """Images (B, 3, H, W) with each colour channel up to 20 % stronger or weaker, and one in five without one channel.
-
-    Zero is the background, so a channel without contrast is zero. Why: circles and squares are both shown in red, blue
-    and purple, which differ from the paper by 118 to 226 of 255 in green. A reader of shapes may rest on that channel
-    alone, and yellow, of which no square is shown, differs by 64 there. With channels missing, each must do.
-    """
-    contrast = 1 + 0.2 * (2 * torch.rand(len(pixel_values), 3) - 1)
-    missing = F.one_hot(torch.randint(3, (len(pixel_values),)), 3) * (torch.rand(len(pixel_values), 1) < erased)
-    return pixel_values * (contrast * (1 - missing))[..., None, None].to(pixel_values)
-
-
 def start_small(model: Llava) -> None:
-    """Where the toy starts from: weights of 0.6 times the usual size, and positions that are a map of the image.
+    """Where the toy starts from: weights of 0.6 times the usual size, and positions that are a map
+    of the image.
 
-    Positions are learned, but they start as 2-D sin-cos, in a few of the features and large: notebook 02, section
-    4.2, measures that positions which are small beside the pixels are not read in a short training.
+    Positions are learned, but they start as 2-D sin-cos, in a few of the features and large:
+    notebook 02, section 4.2, measures that positions which are small beside the pixels are not read
+    in a short training.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
@@ -93,7 +80,7 @@ class Captioner:
         tokenizer = BPETokenizer.train(texts, vocab_size=360, special_tokens=SPECIAL)
         config = toy_config(tokenizer)
         torch.manual_seed(seed)
-        model = Llava.from_hf(config)
+        model = build_llava(config)
         with torch.no_grad():
             start_small(model)
         return cls(model, tokenizer, config)
@@ -101,19 +88,28 @@ class Captioner:
     def sequences(self, captions: Sequence[str]) -> Tensor:
         """Captions -> (B, T) ids: placeholders, caption, <|end|>, padding."""
         image, end, pad = (self.tokenizer.special_tokens[name] for name in SPECIAL)
-        rows = [[image] * self.model.image_tokens + self.tokenizer.encode(text) + [end] for text in captions]
+        rows = [
+            [image] * self.model.image_tokens + self.tokenizer.encode(text) + [end]
+            for text in captions
+        ]
         longest = max(map(len, rows))
         return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
 
     def loss(self, model: Llava, batch: tuple[Tensor, Tensor], smoothing: float = 0.0) -> Tensor:
-        """Next-token cross-entropy of caption and <|end|>; batch is (ids (B, T), pixels (B, C, H, W))."""
+        """Next-token cross-entropy of caption and <|end|>; batch is (ids (B, T), pixels (B, C, H,
+        W)).
+        """
         ids, pixel_values = batch
-        logits = model(ids, pixel_values)[:, model.image_tokens - 1 : -1]  # what predicts each caption token
+        logits = model(ids, pixel_values)[
+            :, model.image_tokens - 1 : -1
+        ]  # what predicts each caption token
         logits, targets = logits.flatten(0, 1), ids[:, model.image_tokens :].flatten()
         pad = self.tokenizer.special_tokens["<|pad|>"]
         return F.cross_entropy(logits, targets, ignore_index=pad, label_smoothing=smoothing)
 
-    def train(self, scenes: Sequence[Scene], steps: int = STEPS, **options) -> dict[str, list[float]]:
+    def train(
+        self, scenes: Sequence[Scene], steps: int = STEPS, **options
+    ) -> dict[str, list[float]]:
         """Fit the model to the scenes' captions; returns the history of ``fit``."""
         ids = self.sequences([scene.caption for scene in scenes])
         batches = minibatches(ids, pixels([scene.image for scene in scenes]), batch_size=BATCH)
@@ -121,7 +117,7 @@ class Captioner:
         def loss(model: Llava, batch: tuple[Tensor, Tensor]) -> Tensor:
             return self.loss(model, (batch[0], vary_channels(batch[1])), SMOOTHING)
 
-        return fit(self.model, batches, loss, steps, **RATES | options)
+        return fit(self.model, batches, loss, steps, **RATES | {"weight_decay": 0.1} | options)
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
         """One greedy caption an image."""
@@ -139,14 +135,19 @@ class Captioner:
     @classmethod
     def load(cls, folder: str | Path) -> "Captioner":
         """Read what ``save`` wrote."""
-        model, tokenizer = from_pretrained(folder), BPETokenizer.load(Path(folder) / "tokenizer.json")
+        model, tokenizer = (
+            from_pretrained(folder),
+            BPETokenizer.load(Path(folder) / "tokenizer.json"),
+        )
         return cls(model, tokenizer, read_json(Path(folder) / "config.json"))
 
 
 def train_captioner(
     scene_count: int = SCENES, steps: int = STEPS, seed: int = 0, **options
 ) -> tuple[Captioner, dict[str, list[float]]]:
-    """The captioner of ``python -m minivlm`` and its training history; the seed is that of its first weights."""
+    """The captioner of ``python -m minivlm`` and its training history; the seed is that of its
+    first weights.
+    """
     scenes = sample(scene_count, seed=0)
     captioner = Captioner.new([scene.caption for scene in scenes], seed)
     return captioner, captioner.train(scenes, steps, **options)

@@ -1,7 +1,8 @@
 """Checkpoint folders in Hugging Face format: config.json and *.safetensors, one file or sharded.
 
-Everything is strict: a missing tensor, an extra one or a wrong shape is an error that names it, and nothing is
-ever unpickled. Each model says in a table how the published checkpoint names its weights.
+Everything is strict: a missing tensor, an extra one or a wrong shape is an error that names it, and
+nothing is ever unpickled. Each model says in a table how the published checkpoint names its
+weights.
 """
 
 import json
@@ -22,9 +23,15 @@ class Names:
     """How a published checkpoint spells the names of a model's parameters."""
 
     published: Rules = field(default_factory=list)  # our name -> published name
-    parts: dict[str, tuple[str, Rules]] = field(default_factory=dict)  # submodule -> published prefix, rules within
-    spellings: Rules = field(default_factory=list)  # other published spellings -> the one of ``published``
-    buffers: tuple[str, ...] = ()  # published tensors that are no weights, by the end of their names
+    parts: dict[str, tuple[str, Rules]] = field(
+        default_factory=dict
+    )  # submodule -> published prefix, rules within
+    spellings: Rules = field(
+        default_factory=list
+    )  # other published spellings -> the one of ``published``
+    buffers: tuple[
+        str, ...
+    ] = ()  # published tensors that are no weights, by the end of their names
 
     def publish(self, name: str) -> str:
         part, _, rest = name.partition(".")
@@ -46,12 +53,6 @@ def _rewrite(name: str, rules: Rules) -> str:
     return name
 
 
-def require(config: dict, key: str, *allowed) -> None:
-    """Refuse a configuration that this code would read wrongly; a key that is absent has its (allowed) default."""
-    if key in config and config[key] not in allowed:
-        raise ValueError(f"config.json: {key} = {config[key]!r} is not supported; supported: {list(allowed)}")
-
-
 def read_json(path: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {path.name}")
@@ -69,21 +70,31 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / "model.safetensors").is_file():
         return _read_file(folder / "model.safetensors")
     if not (folder / "model.safetensors.index.json").is_file():
-        raise ValueError(f"{folder} has neither model.safetensors nor its index (pickled .bin files are never read)")
+        raise ValueError(
+            f"{folder} has neither model.safetensors nor its index (pickled .bin files are never read)"
+        )
     weight_map = read_json(folder / "model.safetensors.index.json").get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise ValueError(f"{folder / 'model.safetensors.index.json'} has no weight_map of tensor name -> file name")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(shard, str) for shard in weight_map.values()
+    ):
+        raise ValueError(
+            f"{folder / 'model.safetensors.index.json'} has no weight_map of tensor name -> file name"
+        )
     tensors = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
             raise ValueError(f"shard {shard!r} does not lie in the checkpoint folder")
         for name, tensor in _read_file(folder / shard).items():
             if weight_map.get(name) != shard:
-                raise ValueError(f"shard {shard} holds {name}, which the index places in {weight_map.get(name)}")
+                raise ValueError(
+                    f"shard {shard} holds {name}, which the index places in {weight_map.get(name)}"
+                )
             tensors[name] = tensor
     missing = sorted(weight_map.keys() - tensors.keys())
     if missing:
-        raise ValueError(f"missing tensor {missing[0]}: the index places it in {weight_map[missing[0]]}")
+        raise ValueError(
+            f"missing tensor {missing[0]}: the index places it in {weight_map[missing[0]]}"
+        )
     return tensors
 
 
@@ -100,12 +111,19 @@ QKV = re.compile(r"\.qkv\.(weight|bias)$")
 
 
 def split_qkv(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-    """What is published as one matrix for queries, keys and values -> three: "x.qkv.weight" -> "x.qkv.q.weight", ..."""
+    """What is published as one matrix for queries, keys and values -> three: "x.qkv.weight" ->
+    "x.qkv.q.weight", ...
+    """
     if not QKV.search(name):
         return [(name, tensor)]
     if len(tensor) % 3:
-        raise ValueError(f"tensor {name} of shape {tuple(tensor.shape)} does not divide into q, k and v")
-    return [(QKV.sub(rf".qkv.{x}.\1", name), part) for x, part in zip("qkv", tensor.chunk(3), strict=True)]
+        raise ValueError(
+            f"tensor {name} of shape {tuple(tensor.shape)} does not divide into q, k and v"
+        )
+    return [
+        (QKV.sub(rf".qkv.{x}.\1", name), part)
+        for x, part in zip("qkv", tensor.chunk(3), strict=True)
+    ]
 
 
 def join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -113,7 +131,9 @@ def join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     joined: dict[str, list[Tensor]] = {}
     for name, tensor in tensors.items():  # q, k, v in the order of the modules
         joined.setdefault(re.sub(r"\.qkv\.[qkv]\.", ".qkv.", name), []).append(tensor)
-    return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in joined.items()}
+    return {
+        name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in joined.items()
+    }
 
 
 def normalise_all(tensors: dict[str, Tensor], names: Names) -> dict[str, Tensor]:
@@ -129,19 +149,27 @@ def normalise_all(tensors: dict[str, Tensor], names: Names) -> dict[str, Tensor]
     return result
 
 
-def fill(model: nn.Module, tensors: dict[str, Tensor], names: Names) -> None:
-    """Put the tensors (named as published) into the model, each one into exactly one parameter, as float32."""
-    aliases = dict(model.named_parameters(remove_duplicate=False))  # with the second names of tied weights
+def fill(
+    model: nn.Module, tensors: dict[str, Tensor], names: Names, dtype: torch.dtype = torch.float32
+) -> None:
+    """Put the tensors (named as published) into the model, each one into exactly one parameter."""
+    aliases = dict(
+        model.named_parameters(remove_duplicate=False)
+    )  # with the second names of tied weights
     unique = dict(model.named_parameters())
     published = {names.publish(name): name for name in aliases}
     extra = sorted(tensors.keys() - published.keys())
     if extra:
-        raise ValueError(f"extra tensor{'s' * (len(extra) > 1)} {', '.join(extra[:5])}: the model has no such weight")
+        raise ValueError(
+            f"extra tensor{'s' * (len(extra) > 1)} {', '.join(extra[:5])}: the model has no such weight"
+        )
     source = {}  # parameter -> (published name, tensor); a tied weight may stand in the file twice, but alike
     for theirs, tensor in tensors.items():
         parameter = aliases[published[theirs]]
         if tensor.shape != parameter.shape:
-            raise ValueError(f"tensor {theirs} has shape {tuple(tensor.shape)}, needs {tuple(parameter.shape)}")
+            raise ValueError(
+                f"tensor {theirs} has shape {tuple(tensor.shape)}, needs {tuple(parameter.shape)}"
+            )
         if not tensor.is_floating_point():
             raise ValueError(f"tensor {theirs} holds {tensor.dtype}, not floating-point weights")
         if parameter in source and not torch.equal(source[parameter][1], tensor):
@@ -154,7 +182,7 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], names: Names) -> None:
         owner, _, attribute = name.rpartition(".")
         value = source[parameter]
         if not isinstance(value, nn.Parameter):
-            value = source[parameter] = nn.Parameter(value[1].float())
+            value = source[parameter] = nn.Parameter(value[1].to(dtype))
         setattr(model.get_submodule(owner), attribute, value)
 
 
@@ -162,5 +190,7 @@ def write(model: nn.Module, config: dict, names: Names, folder: Path) -> None:
     """Write config.json and model.safetensors as published, so that other libraries read them too."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors = {names.publish(name): p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    tensors = {
+        names.publish(name): p.detach().cpu().contiguous() for name, p in model.named_parameters()
+    }
     save_file(join_qkv(tensors), folder / "model.safetensors", metadata={"format": "pt"})

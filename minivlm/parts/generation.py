@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from minivlm.decoder import KVCache
+from minivlm.parts.decoder import KVCache
 
 
 def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
-    """Keep the smallest set of most likely tokens whose probability reaches top_p (Holtzman et al. 2020, section 3.1).
+    """Keep the smallest set of most likely tokens whose probability reaches top_p (Holtzman et al.
+    2020, section 3.1).
 
     probs (B, V), rows sum to 1 -> (B, V), rows sum to 1, zero outside the nucleus.
     """
@@ -18,8 +19,12 @@ def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
-def pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
-    """Logits (B, V) -> one id a row (B,): the largest at temperature 0, else a draw from the nucleus."""
+def pick(
+    logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None
+) -> Tensor:
+    """Logits (B, V) -> one id a row (B,): the largest at temperature 0, else a draw from the
+    nucleus.
+    """
     if temperature == 0:
         return logits.argmax(dim=-1)
     probs = top_p_filter((logits.float() / temperature).softmax(dim=-1), top_p)
@@ -48,19 +53,26 @@ def generate(
 ) -> Tensor:
     """Continue the prompts input_ids (B, T); returns the new ids (B, T'), T' <= max_new_tokens.
 
-    temperature 0 is greedy. A row that has said ``eos_id`` is filled with it; all done ends the loop. Prompts
-    of different lengths are padded on either side and carry an attention_mask (B, T). ``inputs`` (an image,
-    say) go to the model with the prompt. ``use_cache=False`` computes everything anew at each step: same ids.
+    temperature 0 is greedy. A row that has said ``eos_id`` is filled with it; all done ends the
+    loop. Prompts of different lengths are padded on either side and carry an attention_mask (B, T).
+    ``inputs`` (an image, say) go to the model with the prompt. ``use_cache=False`` computes
+    everything anew at each step: same ids.
     """
     if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
         raise ValueError(
             f"need temperature >= 0, 0 < top_p <= 1, max_new_tokens >= 1; got {temperature}, {top_p}, {max_new_tokens}"
         )
     if input_ids.ndim != 2 or input_ids.shape[1] == 0:
-        raise ValueError(f"input_ids must be (B, T) with T >= 1, got shape {tuple(input_ids.shape)}")
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
+        raise ValueError(
+            f"input_ids must be (B, T) with T >= 1, got shape {tuple(input_ids.shape)}"
+        )
+    mask = (
+        torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
+    )
     if mask.shape != input_ids.shape:
-        raise ValueError(f"attention_mask must be {tuple(input_ids.shape)}, got {tuple(mask.shape)}")
+        raise ValueError(
+            f"attention_mask must be {tuple(input_ids.shape)}, got {tuple(mask.shape)}"
+        )
     empty = (mask.sum(dim=1) == 0).nonzero()
     if len(empty):
         raise ValueError(f"row {empty[0].item()} of the prompts is padding alone")

@@ -1,7 +1,7 @@
 """One training loop for the whole course: Muon on the hidden matrices, AdamW on the rest.
 
-Muon (Jordan et al. 2024) makes the update of a matrix orthogonal before it is applied; embeddings, output heads,
-norms, biases and convolutions are no hidden matrices and go to AdamW.
+Muon (Jordan et al. 2024) makes the update of a matrix orthogonal before it is applied; embeddings,
+output heads, norms, biases and convolutions are no hidden matrices and go to AdamW.
 """
 
 import os
@@ -22,15 +22,21 @@ def default_device() -> torch.device:
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of the Linear layers, without output layers (named head or classifier) and tied embeddings."""
+    """The weights of the Linear layers, without output layers (named head or classifier) and tied
+    embeddings.
+    """
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     linear = [(name, m.weight) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-    hidden = [weight for name, weight in linear if name.split(".")[-1] not in ("head", "classifier")]
+    hidden = [
+        weight for name, weight in linear if name.split(".")[-1] not in ("head", "classifier")
+    ]
     return [weight for weight in hidden if weight.requires_grad and weight not in embeddings]
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """Nearly the nearest orthogonal matrix: five steps of a quintic Newton-Schulz iteration (Jordan et al. 2024)."""
+    """Nearly the nearest orthogonal matrix: five steps of a quintic Newton-Schulz iteration (Jordan
+    et al. 2024).
+    """
     wide = x if x.shape[0] <= x.shape[1] else x.T
     wide = wide / wide.norm().clamp(min=1e-7)
     for _ in range(5):
@@ -40,13 +46,16 @@ def orthogonal(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum (Nesterov), made orthogonal: the same numbers as torch.optim.Muon would give in float32.
+    """Momentum (Nesterov), made orthogonal: the same numbers as torch.optim.Muon would give in
+    float32.
 
-    That one computes in bfloat16, for which many processors have no instructions: there its step takes 14 times as
-    long, which is more than the rest of a training step of the toy captioner.
+    That one computes in bfloat16, for which many processors have no instructions: there its step
+    takes 14 times as long, which is more than the rest of a training step of the toy captioner.
     """
 
-    def __init__(self, params: Iterable, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95):
+    def __init__(
+        self, params: Iterable, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95
+    ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -64,16 +73,22 @@ class Muon(torch.optim.Optimizer):
 
 
 def schedule(step: int, steps: int, warmup: float = 0.05, decay: float = 0.6) -> float:
-    """The share of the learning rate at a step: a linear rise, a plateau, a linear fall to zero over ``decay``."""
+    """The share of the learning rate at a step: a linear rise, a plateau, a linear fall to zero
+    over ``decay``.
+    """
     rise = max(1, round(warmup * steps))
     return min(1.0, (step + 1) / rise, (steps - step) / (decay * steps))
 
 
 def minibatches(*tensors: Tensor, batch_size: int, seed: int = 0) -> Iterator[tuple[Tensor, ...]]:
-    """Endless random batches of rows, every row once an epoch; the same seed gives the same batches."""
+    """Endless random batches of rows, every row once an epoch; the same seed gives the same
+    batches.
+    """
     n = len(tensors[0])
     if any(len(tensor) != n for tensor in tensors) or not 0 < batch_size <= n:
-        raise ValueError(f"cannot cut batches of {batch_size} from rows {[len(tensor) for tensor in tensors]}")
+        raise ValueError(
+            f"cannot cut batches of {batch_size} from rows {[len(tensor) for tensor in tensors]}"
+        )
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(n, generator=generator)
@@ -102,11 +117,13 @@ def fit(
     checkpoint: str | Path | None = None,
     every: int = 100,
 ) -> dict[str, list[float]]:
-    """Train for a fixed number of steps; returns the history: "loss" and "grad_norm", one number a step.
+    """Train for a fixed number of steps; returns the history: "loss" and "grad_norm", one number a
+    step.
 
-    batches: tensors, tuples or dicts of tensors, gone through again from the start when they end. loss(model, batch)
-    is a scalar. Parameters with requires_grad=False stay as they are. With ``checkpoint`` (a file) the state is
-    written every ``every`` steps, and a later call with the same arguments goes on from there to the same result.
+    batches: tensors, tuples or dicts of tensors, gone through again from the start when they end.
+    loss(model, batch) is a scalar. Parameters with requires_grad=False stay as they are. With
+    ``checkpoint`` (a file) the state is written every ``every`` steps, and a later call with the
+    same arguments goes on from there to the same result.
     """
     device = torch.device(device) if device else default_device()
     model.to(device).train()
@@ -138,7 +155,9 @@ def fit(
     return history
 
 
-def _optimizers(model: nn.Module, muon_lr: float, adamw_lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+def _optimizers(
+    model: nn.Module, muon_lr: float, adamw_lr: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
     hidden = hidden_matrices(model)
     rest = [p for p in model.parameters() if p.requires_grad and not any(p is h for h in hidden)]
     if not hidden and not rest:
@@ -147,7 +166,9 @@ def _optimizers(model: nn.Module, muon_lr: float, adamw_lr: float, weight_decay:
     if hidden:
         made.append(Muon([{"params": hidden, "peak": muon_lr}], weight_decay=weight_decay))
     if rest:
-        made.append(torch.optim.AdamW([{"params": rest, "peak": adamw_lr}], weight_decay=weight_decay))
+        made.append(
+            torch.optim.AdamW([{"params": rest, "peak": adamw_lr}], weight_decay=weight_decay)
+        )
     return made
 
 
@@ -168,21 +189,35 @@ def _move(batch, device: torch.device):
         return batch.to(device)
     if isinstance(batch, dict):
         return {key: _move(value, device) for key, value in batch.items()}
-    return type(batch)(_move(value, device) for value in batch) if isinstance(batch, tuple | list) else batch
+    return (
+        type(batch)(_move(value, device) for value in batch)
+        if isinstance(batch, tuple | list)
+        else batch
+    )
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under one name each."""
-    return {f"model.{name}": tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    return {
+        f"model.{name}": tensor
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
 
 
-def _save(path: Path, model: nn.Module, optimizers: list, history: dict[str, list[float]], steps: int) -> None:
-    """Write everything the next step depends on, first beside the file, then in its place: never half a checkpoint."""
+def _save(
+    path: Path, model: nn.Module, optimizers: list, history: dict[str, list[float]], steps: int
+) -> None:
+    """Write everything the next step depends on, first beside the file, then in its place: never
+    half a checkpoint.
+    """
     tensors = {name: tensor.detach().contiguous() for name, tensor in _state(model).items()}
     for i, optimizer in enumerate(optimizers):
         for j, entries in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{key}": value for key, value in entries.items()}
-    tensors |= {f"history.{name}": torch.tensor(values, dtype=torch.float64) for name, values in history.items()}
+    tensors |= {
+        f"history.{name}": torch.tensor(values, dtype=torch.float64)
+        for name, values in history.items()
+    }
     tensors |= {"rng": torch.get_rng_state(), "steps": torch.tensor(steps)}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
@@ -190,7 +225,9 @@ def _save(path: Path, model: nn.Module, optimizers: list, history: dict[str, lis
     os.replace(beside, path)
 
 
-def _restore(path: Path, model: nn.Module, optimizers: list, history: dict[str, list[float]], steps: int) -> None:
+def _restore(
+    path: Path, model: nn.Module, optimizers: list, history: dict[str, list[float]], steps: int
+) -> None:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -199,7 +236,9 @@ def _restore(path: Path, model: nn.Module, optimizers: list, history: dict[str, 
     saved = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
     shapes, saved_shapes = ({n: tuple(t.shape) for n, t in part.items()} for part in (state, saved))
     if shapes != saved_shapes or tensors["steps"].item() != steps:
-        raise ValueError(f"{path} belongs to another training: another model or another number of steps than {steps}")
+        raise ValueError(
+            f"{path} belongs to another training: another model or another number of steps than {steps}"
+        )
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(saved[name])

@@ -1,7 +1,7 @@
 """The pieces every model is built from: attention, MLPs, norms.
 
-Shapes: B batch, T tokens (queries), S tokens that are attended to (keys), D width, h heads, d = D / h.
-Each model keeps its paper's block in its own module and puts it together from these.
+Shapes: B batch, T tokens (queries), S tokens that are attended to (keys), D width, h heads, d = D /
+h. Each model keeps its paper's block in its own module and puts it together from these.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,8 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1): q (B, h, T, d), k and v (B, h, S, d) -> (B, h, T, d).
+    """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1): q (B, h, T, d), k and v (B, h, S, d)
+    -> (B, h, T, d).
 
     mask: True = may attend, broadcastable to (B, h, T, S).
     """
@@ -65,16 +66,22 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 Maybe = Tensor | None  # an argument that may be left out
-Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # new keys and values (B, h, T, d) -> all of them
+Extend = Callable[
+    [Tensor, Tensor], tuple[Tensor, Tensor]
+]  # new keys and values (B, h, T, d) -> all of them
 
 
 class Attention(nn.Module):
-    """Multi-head attention with learned q, k, v and output projections (Vaswani et al. 2017, section 3.2.2).
+    """Multi-head attention with learned q, k, v and output projections (Vaswani et al. 2017,
+    section 3.2.2).
 
-    With a ``memory`` it is cross-attention: the queries come from x, keys and values from the memory.
+    With a ``memory`` it is cross-attention: the queries come from x, keys and values from the
+    memory.
     """
 
-    def __init__(self, width: int, heads: int, *, bias: bool = True, memory_width: int | None = None):
+    def __init__(
+        self, width: int, heads: int, *, bias: bool = True, memory_width: int | None = None
+    ):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} does not divide into {heads} heads")
@@ -84,28 +91,45 @@ class Attention(nn.Module):
         self.v = nn.Linear(memory_width or width, width, bias=bias)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Maybe = None, memory: Maybe = None, extend: Extend | None = None) -> Tensor:
-        """x (B, T, D), mask broadcastable to (B, h, T, S), memory (B, S, memory width) or None for x -> (B, T, D).
+    def forward(
+        self, x: Tensor, mask: Maybe = None, memory: Maybe = None, extend: Extend | None = None
+    ) -> Tensor:
+        """x (B, T, D), mask broadcastable to (B, h, T, S), memory (B, S, memory width) or None for
+        x -> (B, T, D).
 
         extend: puts the keys and values of earlier tokens, from a cache, before the new ones.
         """
         memory = x if memory is None else memory
         q = split_heads(self.q(x), self.heads)  # (B, h, T, d)
-        k, v = (split_heads(project(memory), self.heads) for project in (self.k, self.v))  # (B, h, S, d)
+        k, v = (
+            split_heads(project(memory), self.heads) for project in (self.k, self.v)
+        )  # (B, h, S, d)
         if extend is not None:
             k, v = extend(k, v)
         return self.out(merge_heads(attend(q, k, v, mask)))
 
-    def weights(self, x: Tensor, mask: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
+    def weights(
+        self, x: Tensor, mask: Tensor | None = None, memory: Tensor | None = None
+    ) -> Tensor:
         """Who looks at whom: (B, h, T, S)."""
-        q, k = (split_heads(t, self.heads) for t in (self.q(x), self.k(x if memory is None else memory)))
+        q, k = (
+            split_heads(t, self.heads) for t in (self.q(x), self.k(x if memory is None else memory))
+        )
         return attention_weights(q, k, mask)
 
 
 class MLP(nn.Module):
     """Linear, activation, Linear: D -> hidden -> D (or ``out``)."""
 
-    def __init__(self, width: int, hidden: int, act: str = "gelu", *, out: int | None = None, bias: bool = True):
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        act: str = "gelu",
+        *,
+        out: int | None = None,
+        bias: bool = True,
+    ):
         super().__init__()
         self.up = nn.Linear(width, hidden, bias=bias)
         self.act = activation(act)
@@ -130,7 +154,9 @@ class SwiGLU(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight: no mean, no bias (Zhang & Sennrich 2019, eq. 4); the mean square is taken in float32."""
+    """x / rms(x) * weight: no mean, no bias (Zhang & Sennrich 2019, eq. 4); the mean square is
+    taken in float32.
+    """
 
     def __init__(self, width: int, eps: float = 1e-6):
         super().__init__()
@@ -146,19 +172,24 @@ class RMSNorm(nn.Module):
 def check_ids(input_ids: Tensor, vocab_size: int, length: int | None = None) -> None:
     """ValueError that names the first id outside an embedding table of ``vocab_size`` rows.
 
-    With a ``length``, the number of positions: also for ids that are not (B, T) with 1 <= T <= length.
+    With a ``length``, the number of positions: also for ids that are not (B, T) with 1 <= T <=
+    length.
     """
     outside = input_ids[(input_ids < 0) | (input_ids >= vocab_size)]
     if len(outside):
         raise ValueError(f"token id {outside[0].item()} is outside the vocabulary of {vocab_size}")
     if length and (input_ids.ndim != 2 or not 0 < input_ids.shape[1] <= length):
-        raise ValueError(f"input_ids must be (B, T) with 1 <= T <= {length}, got {tuple(input_ids.shape)}")
+        raise ValueError(
+            f"input_ids must be (B, T) with 1 <= T <= {length}, got {tuple(input_ids.shape)}"
+        )
 
 
 def init_weights(module: nn.Module) -> None:
-    """Normal weights of variance 1 / (3 fan_in), zero biases, embeddings of standard deviation 0.02; for ``apply``.
+    """Normal weights of variance 1 / (3 fan_in), zero biases, embeddings of standard deviation
+    0.02; for ``apply``.
 
-    At ViT-B's fan_in of 768 that is the usual 0.02; a narrower toy needs wider weights to pass on as much signal.
+    At ViT-B's fan_in of 768 that is the usual 0.02; a narrower toy needs wider weights to pass on
+    as much signal.
     """
     if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
         nn.init.normal_(module.weight, std=(3 * module.weight[0].numel()) ** -0.5)

@@ -1,8 +1,10 @@
-"""The dataset: small pictures of flat objects, with captions, questions and boxes that a program can judge.
+"""The dataset: small pictures of flat objects, with captions, questions and boxes that a program
+can judge.
 
-A scene is one object, two different objects in a relation, or two to four alike, on a grid of cells of 16 pixels.
-``sample`` draws as many as wanted from an endless stream; the files in data/scenes are the head of each stream.
-What can be said about a scene is in grammar.py, what can be asked in questions.py.
+A scene is one object, two different objects in a relation, or two to four alike, on a grid of cells
+of 16 pixels. ``sample`` draws as many as wanted from an endless stream; the files in data/scenes
+are the head of each stream. What can be said about a scene is in grammar.py, what can be asked in
+questions.py.
 """
 
 import json
@@ -17,11 +19,11 @@ from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
 
-from minivlm import grammar, questions
-from minivlm.grammar import COLORS, DIRECTIONS, SHAPES, SIZES, Object
-from minivlm.questions import Question
+from minivlm.scenes import grammar, questions
+from minivlm.scenes.grammar import COLORS, DIRECTIONS, SHAPES, SIZES, Object
+from minivlm.scenes.questions import Question
 
-DATA = Path(__file__).resolve().parent.parent / "data" / "scenes"
+DATA = Path(__file__).resolve().parents[2] / "data" / "scenes"
 SPLITS = {"train": 2000, "val": 250, "test": 250, "composition": 250}  # scenes on disk
 PALETTE = {  # distinguishable with normal vision and with each of the three dichromacies
     "red": (200, 16, 46),
@@ -42,7 +44,9 @@ HELD_OUT = (  # the colour-shape pairs of the composition split; each colour and
     ("purple", "cross"),
     ("black", "circle"),
 )
-SEEN = tuple((color, shape) for color in COLORS for shape in SHAPES if (color, shape) not in HELD_OUT)
+SEEN = tuple(
+    (color, shape) for color in COLORS for shape in SHAPES if (color, shape) not in HELD_OUT
+)
 LABEL_CHARACTERS = "23456789ACDEFHJKLMNPRTUVWXY"  # without look-alikes
 
 
@@ -53,7 +57,9 @@ class Scene:
     caption_zh: str
     image: Image.Image = field(compare=False, repr=False)
     cell: int = 16  # pixels a grid cell
-    frames: tuple[Image.Image, ...] = field(default=(), compare=False, repr=False)  # of a video; image is the first
+    frames: tuple[Image.Image, ...] = field(
+        default=(), compare=False, repr=False
+    )  # of a video; image is the first
 
     @property
     def captions(self) -> list[str]:
@@ -77,9 +83,11 @@ class Scene:
 
 
 def is_true(caption: str, scene: Scene) -> bool:
-    """Is the caption (English or Chinese) a sentence of the grammar, true of the scene, and complete?
+    """Is the caption (English or Chinese) a sentence of the grammar, true of the scene, and
+    complete?
 
-    It must account for every object: "a red circle" is false of a scene that also holds a blue square.
+    It must account for every object: "a red circle" is false of a scene that also holds a blue
+    square.
     """
     return grammar.holds(caption, scene.objects, scene.cell)
 
@@ -95,7 +103,9 @@ class Options:
     characters: str = LABEL_CHARACTERS  # what they are drawn from
     frames: int = 1  # above 1: a video of one moving object
     turns: int = 0  # changes of direction in a video
-    noise: float = 0.0  # share of captions that are false: another scene's; the pictures do not depend on it
+    noise: float = (
+        0.0  # share of captions that are false: another scene's; the pictures do not depend on it
+    )
 
     def __post_init__(self):
         if not 0 <= self.noise < 1:
@@ -104,15 +114,23 @@ class Options:
             raise ValueError(f"need at least 2 rows and columns and cells of 8 pixels, got {self}")
         if not {*self.characters} <= {*LABEL_CHARACTERS} or not self.characters:
             raise ValueError(f"labels are made of {LABEL_CHARACTERS}, not of {self.characters!r}")
-        if self.label < 0 or self.turns < 0 or self.frames < 1 or (self.turns and self.frames < self.turns + 2):
-            raise ValueError(f"label and turns must be >= 0, frames >= 1, and turns + 2 <= frames; got {self}")
+        if (
+            self.label < 0
+            or self.turns < 0
+            or self.frames < 1
+            or (self.turns and self.frames < self.turns + 2)
+        ):
+            raise ValueError(
+                f"label and turns must be >= 0, frames >= 1, and turns + 2 <= frames; got {self}"
+            )
 
 
 def sample(n: int, seed: int, split: str = "train", **options) -> list[Scene]:
-    """The first n scenes of the stream of a split and seed, rendered; the same arguments give the same scenes.
+    """The first n scenes of the stream of a split and seed, rendered; the same arguments give the
+    same scenes.
 
-    Options: see ``Options``. Train, val and test share a distribution and no image; every object of composition
-    has one of the HELD_OUT colour-shape pairs, which the other splits never show.
+    Options: see ``Options``. Train, val and test share a distribution and no image; every object of
+    composition has one of the HELD_OUT colour-shape pairs, which the other splits never show.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {list(SPLITS)}")
@@ -129,13 +147,19 @@ def sample(n: int, seed: int, split: str = "train", **options) -> list[Scene]:
         if noise_rng.random() < o.noise:
             while grammar.holds(english, objects, o.cell):
                 english, chinese = _say(noise_rng, _draw(noise_rng, split, o)[0], o.cell)
-        images = tuple(render(objects, (o.columns * o.cell, o.rows * o.cell), shift) for shift in shifts)
-        scenes.append(Scene(objects, english, chinese, images[0], o.cell, images if o.frames > 1 else ()))
+        images = tuple(
+            render(objects, (o.columns * o.cell, o.rows * o.cell), shift) for shift in shifts
+        )
+        scenes.append(
+            Scene(objects, english, chinese, images[0], o.cell, images if o.frames > 1 else ())
+        )
     return scenes
 
 
 def _say(rng: Random, objects: Sequence[Object], cell: int) -> tuple[str, str]:
-    """A caption in English and in Chinese: 19 times out of 20 in reading order, three out of four plain."""
+    """A caption in English and in Chinese: 19 times out of 20 in reading order, three out of four
+    plain.
+    """
     order = grammar.reading_order(objects, cell)
     if rng.random() < 0.05:
         order.reverse()
@@ -146,7 +170,9 @@ def _say(rng: Random, objects: Sequence[Object], cell: int) -> tuple[str, str]:
 
 
 def split_of(objects: Sequence[Object]) -> str:
-    """The one of train (90 %), val and test (5 % each) that may show these objects, by a hash of what they are."""
+    """The one of train (90 %), val and test (5 % each) that may show these objects, by a hash of
+    what they are.
+    """
     facts = sorted((thing.box, thing.shape, thing.color) for thing in objects)
     bucket = zlib.crc32(repr(facts).encode()) % 20
     return {18: "val", 19: "test"}.get(bucket, "train")
@@ -194,8 +220,12 @@ def _box(rng: Random, size: str, place: tuple[int, int], cell: int) -> tuple[int
     return x, y, x + side, y + side
 
 
-def _draw_moving(rng: Random, pairs: Sequence[tuple[str, str]], o: Options) -> tuple[tuple[Object], list[Shift]]:
-    """One object and its path: ``turns`` + 1 straight parts, in steps of half a cell or what the image has room for."""
+def _draw_moving(
+    rng: Random, pairs: Sequence[tuple[str, str]], o: Options
+) -> tuple[tuple[Object], list[Shift]]:
+    """One object and its path: ``turns`` + 1 straight parts, in steps of half a cell or what the
+    image has room for.
+    """
     color, shape = rng.choice(pairs)
     size = rng.choice(SIZES)
     motion = [rng.choice(DIRECTIONS)]
@@ -212,12 +242,16 @@ def _draw_moving(rng: Random, pairs: Sequence[tuple[str, str]], o: Options) -> t
         low, high = (edge(shift[axis] for shift in shifts) for edge in (min, max))
         corner.append(rng.randint(-low, length - side - high))
     x, y = corner
-    return (Object(shape, color, size, (x, y, x + side, y + side), _label(rng, o), tuple(motion)),), shifts
+    return (
+        Object(shape, color, size, (x, y, x + side, y + side), _label(rng, o), tuple(motion)),
+    ), shifts
 
 
 @lru_cache(maxsize=256)
 def stencil(shape: str, side: int) -> Image.Image:
-    """The coverage (0..255) of a shape that fills a square of ``side`` pixels, drawn at 8 times the size."""
+    """The coverage (0..255) of a shape that fills a square of ``side`` pixels, drawn at 8 times the
+    size.
+    """
     big = 8 * side
     canvas = Image.new("L", (big, big))
     draw = ImageDraw.Draw(canvas)
@@ -232,8 +266,14 @@ def _outline(shape: str) -> list[tuple[float, float]]:
     """The corners of a shape in the unit square, y downwards."""
     if shape == "star":  # ten corners, every second one nearer to the centre
         polar = [(pi * i / 5, 1 if i % 2 == 0 else 0.45) for i in range(10)]
-        x, y = ([radius * sin(angle) for angle, radius in polar], [-radius * cos(angle) for angle, radius in polar])
-        return [((a - min(x)) / (max(x) - min(x)), (b - min(y)) / (max(y) - min(y))) for a, b in zip(x, y, strict=True)]
+        x, y = (
+            [radius * sin(angle) for angle, radius in polar],
+            [-radius * cos(angle) for angle, radius in polar],
+        )
+        return [
+            ((a - min(x)) / (max(x) - min(x)), (b - min(y)) / (max(y) - min(y)))
+            for a, b in zip(x, y, strict=True)
+        ]
     return {
         "square": [(0, 0), (1, 0), (1, 1), (0, 1)],
         "triangle": [(0.5, 0), (1, 1), (0, 1)],
@@ -241,7 +281,20 @@ def _outline(shape: str) -> list[tuple[float, float]]:
     }[shape]
 
 
-_CROSS = ((1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (2, 2), (2, 3), (1, 3), (1, 2), (0, 2), (0, 1), (1, 1))
+_CROSS = (
+    (1, 0),
+    (2, 0),
+    (2, 1),
+    (3, 1),
+    (3, 2),
+    (2, 2),
+    (2, 3),
+    (1, 3),
+    (1, 2),
+    (0, 2),
+    (0, 1),
+    (1, 1),
+)
 
 
 def render(objects: Sequence[Object], size: tuple[int, int], shift: Shift = (0, 0)) -> Image.Image:
@@ -253,7 +306,9 @@ def render(objects: Sequence[Object], size: tuple[int, int], shift: Shift = (0, 
         if thing.text:
             ink = "black" if thing.color in ("yellow", "purple") else "white"
             font = _font(round(side / (0.5 + 0.6 * len(thing.text))))
-            ImageDraw.Draw(image).text((x + side / 2, y + side / 2), thing.text, ink, font, anchor="mm")
+            ImageDraw.Draw(image).text(
+                (x + side / 2, y + side / 2), thing.text, ink, font, anchor="mm"
+            )
     return image
 
 
@@ -270,7 +325,12 @@ def save(scenes: Sequence[Scene], folder: Path) -> None:
         name = f"{i:05d}.png"
         scene.image.save(folder / name, optimize=True)
         asked = [asdict(asked) for asked in scene.questions + scene.probes]
-        row = {"file_name": name, "caption": scene.caption, "caption_zh": scene.caption_zh, "cell": scene.cell}
+        row = {
+            "file_name": name,
+            "caption": scene.caption,
+            "caption_zh": scene.caption_zh,
+            "cell": scene.cell,
+        }
         row |= {"objects": [asdict(thing) for thing in scene.objects], "questions": asked}
         lines.append(json.dumps(row, ensure_ascii=False))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -281,12 +341,16 @@ def load(split: str, folder: Path = DATA) -> list[Scene]:
     path = Path(folder) / split / "metadata.jsonl"
     if split not in SPLITS or not path.is_file():
         raise ValueError(f"no scenes of split {split!r} at {path}; splits: {list(SPLITS)}")
-    return [_read(json.loads(line), path.parent) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        _read(json.loads(line), path.parent)
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def _read(row: dict, folder: Path) -> Scene:
     objects = tuple(
-        Object(**thing | {"box": tuple(thing["box"]), "motion": tuple(thing["motion"])}) for thing in row["objects"]
+        Object(**thing | {"box": tuple(thing["box"]), "motion": tuple(thing["motion"])})
+        for thing in row["objects"]
     )
     with Image.open(folder / row["file_name"]) as image:
         return Scene(objects, row["caption"], row["caption_zh"], image.convert("RGB"), row["cell"])

@@ -1,0 +1,3 @@
+"""What the models are put together from: layers, masks, positions, the decoder, generation,
+training.
+"""

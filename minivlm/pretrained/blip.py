@@ -1,0 +1,114 @@
+"""BLIP as published: ``model_type`` blip."""
+
+from minivlm.blip import Blip, MedConfig
+from minivlm.pretrained.checkpoints import Names
+from minivlm.pretrained.config import fields, pair, published, require
+from minivlm.vit import ViTConfig
+
+VISION_KEYS = {  # our field -> published key, and the default of transformers' BlipVisionConfig
+    "image_size": ("image_size", 384),
+    "patch": ("patch_size", 16),
+    "width": ("hidden_size", 768),
+    "layers": ("num_hidden_layers", 12),
+    "heads": ("num_attention_heads", 12),
+    "hidden": ("intermediate_size", 3072),
+    "eps": ("layer_norm_eps", 1e-5),
+    "act": ("hidden_act", "gelu"),
+    "bias": ("qkv_bias", True),
+}
+TEXT_KEYS = {  # the same of BlipTextConfig
+    "vocab_size": ("vocab_size", 30524),
+    "length": ("max_position_embeddings", 512),
+    "width": ("hidden_size", 768),
+    "layers": ("num_hidden_layers", 12),
+    "heads": ("num_attention_heads", 8),
+    "hidden": ("intermediate_size", 3072),
+    "eps": ("layer_norm_eps", 1e-12),
+    "act": ("hidden_act", "gelu"),
+}
+ROLES = {  # role -> a weight that every checkpoint with this role has
+    "encoder": "itm_head.weight",
+    "decoder": "text_decoder.cls.predictions.bias",
+}
+
+
+def vision_config(config: dict) -> ViTConfig:
+    """A published vision_config of BLIP or, with its own defaults filled in, of BLIP-2."""
+    ours = fields(config, VISION_KEYS)
+    return ViTConfig(**ours | {"image_size": pair(ours["image_size"])})
+
+
+def build_blip(config: dict, names: set[str] = frozenset()) -> Blip:
+    """The model of a published config.json; the names of its weights say which roles it has.
+
+    Both roles in one checkpoint is what ``save_pretrained`` writes of a pre-trained model: shared
+    as in the paper.
+    """
+    text = config.get("text_config", {})
+    for part in (config, text):
+        require(part, "tie_word_embeddings", True)
+    roles = tuple(role for role, name in ROLES.items() if name in names or not names)
+    if not roles:
+        raise ValueError(
+            f"this BLIP is neither for retrieval nor for captioning: none of {[*ROLES.values()]}"
+        )
+    image = vision_config(config.get("vision_config", {}))
+    med = MedConfig(**fields(text, TEXT_KEYS), memory=image.width)
+    return Blip(image, med, config.get("image_text_hidden_size", 256), roles=roles)
+
+
+def publish_blip(model: Blip) -> dict:
+    """The config.json of a model of ours that has both roles or the encoder."""
+    return {
+        "model_type": "blip",
+        "image_text_hidden_size": model.image_projection.out_features,
+        "vision_config": published(model.vision.config, VISION_KEYS),
+        "text_config": published(model.encoder.config, TEXT_KEYS),
+    }
+
+
+VISION_NAMES = [  # our name -> the published one, within the image tower
+    (r"^class_token", "embeddings.class_embedding"),
+    (r"^patch\.", "embeddings.patch_embedding."),
+    (r"^positions", "embeddings.position_embedding"),
+    (r"^blocks\.", "encoder.layers."),
+    (r"\.norm(1|2)\.", r".layer_norm\1."),
+    (r"\.attention\.(q|k|v)\.", r".self_attn.qkv.\1."),  # published as one matrix
+    (r"\.attention\.out\.", ".self_attn.projection."),
+    (r"\.mlp\.up\.", ".mlp.fc1."),
+    (r"\.mlp\.down\.", ".mlp.fc2."),
+    (r"^norm\.", "post_layernorm."),
+]
+BERT = {"q": "self.query", "k": "self.key", "v": "self.value", "out": "output.dense"}
+MED_NAMES = [
+    (r"^words\.", "embeddings.word_embeddings."),
+    (r"^positions\.", "embeddings.position_embeddings."),
+    (r"^norm\.", "embeddings.LayerNorm."),
+    (r"^blocks\.", "encoder.layer."),
+    (r"\.cross", ".crossattention"),
+    *((rf"attention\.{ours}\.", f"attention.{theirs}.") for ours, theirs in BERT.items()),
+    (r"attention_norm\.", "attention.output.LayerNorm."),
+    (r"crossattention_norm\.", "crossattention.output.LayerNorm."),
+    (r"\.mlp\.up\.", ".intermediate.dense."),
+    (r"\.mlp\.down\.", ".output.dense."),
+    (r"\.mlp_norm\.", ".output.LayerNorm."),
+]
+HEAD_NAMES = [
+    (r"^(dense|norm)\.", r"transform.\1."),
+    (r"norm", "LayerNorm"),
+    (r"^out\.", "decoder."),
+]
+BLIP_NAMES = Names(
+    published=[
+        (r"^image_projection", "vision_proj"),
+        (r"^text_projection", "text_proj"),
+        (r"^match_head", "itm_head"),
+    ],
+    parts={
+        "vision": ("vision_model.", VISION_NAMES),
+        "encoder": ("text_encoder.", MED_NAMES),
+        "decoder": ("text_decoder.bert.", MED_NAMES),
+        "head": ("text_decoder.cls.predictions.", HEAD_NAMES),
+    },
+    buffers=("embeddings.position_ids",),
+)

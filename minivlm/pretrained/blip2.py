@@ -1,0 +1,71 @@
+"""BLIP-2 as published: ``model_type`` blip-2, for retrieval or with an OPT that speaks."""
+
+from minivlm.blip2 import Blip2, QFormerConfig
+from minivlm.pretrained.blip import MED_NAMES, TEXT_KEYS, VISION_NAMES, vision_config
+from minivlm.pretrained.checkpoints import Names
+from minivlm.pretrained.config import fields
+from minivlm.pretrained.opt import OPT_NAMES, build_opt
+
+# The defaults of transformers' Blip2VisionConfig: EVA-CLIP's ViT-g/14 without its last block.
+VIT_G = {
+    "hidden_size": 1408,
+    "num_hidden_layers": 39,
+    "num_attention_heads": 16,
+    "intermediate_size": 6144,
+    "image_size": 224,
+    "patch_size": 14,
+    "layer_norm_eps": 1e-6,
+}
+QFORMER_KEYS = TEXT_KEYS | {  # Blip2QFormerConfig, where it differs from BlipTextConfig
+    "vocab_size": ("vocab_size", 30522),
+    "heads": ("num_attention_heads", 12),
+    "every": ("cross_attention_frequency", 2),
+}
+
+
+def qformer_config(config: dict, memory: int, queries: int) -> QFormerConfig:
+    """A published qformer_config; memory: the width of the image states."""
+    return QFormerConfig(**fields(config, QFORMER_KEYS), memory=memory, queries=queries)
+
+
+def build_blip2(config: dict, names: set[str] = frozenset()) -> Blip2:
+    """The model of a published config.json; the names of its weights say what it is for.
+
+    Without names: it speaks, and the Q-Former reads text only if the config says so.
+    """
+    vision = vision_config(VIT_G | config.get("vision_config", {}))
+    text = config.get("qformer_config", {})
+    token = config.get("image_token_index", config.get("image_token_id"))
+    reads = "embeddings.word_embeddings.weight" in names
+    speaks = "language_projection.weight" in names or not names
+    model = Blip2(
+        vision,
+        qformer_config(text, vision.width, config.get("num_query_tokens", 32)),
+        width=config.get("image_text_hidden_size", 256) if reads else 0,
+        decoder=build_opt(config.get("text_config", {})) if speaks else None,
+        token=-1 if token is None else token,
+    )
+    model.head = None  # of the checkpoints of stage 1, none has the language-model head
+    if not reads:
+        model.qformer.drop_text(mlps=not text.get("use_qformer_text_input", False))
+    return model
+
+
+BLIP2_NAMES = Names(
+    published=[  # our name -> the published one
+        (r"^qformer\.queries$", "query_tokens"),
+        (r"^qformer\.(word|position)s\.", r"embeddings.\1_embeddings."),
+        (r"^qformer\.norm\.", "qformer.layernorm."),
+        (r"^qformer\.blocks\.", "qformer.encoder.layer."),
+        (r"\.query_mlp\.up\.", ".intermediate_query.dense."),
+        (r"\.query_mlp\.down\.", ".output_query.dense."),
+        (r"\.query_norm\.", ".output_query.LayerNorm."),
+        *MED_NAMES,
+        (r"attention\.self\.", "attention.attention."),
+        (r"^image_projection", "vision_projection"),
+        (r"^projection", "language_projection"),
+        (r"^match_head", "itm_head"),
+    ],
+    parts={"vision": ("vision_model.", VISION_NAMES), "decoder": ("language_model.", OPT_NAMES)},
+    buffers=("embeddings.position_ids",),
+)

@@ -1,0 +1,58 @@
+"""Llama as published: ``model_type`` llama, and the language model within LLaVA and Qwen-VL."""
+
+from minivlm.parts.decoder import Decoder, DecoderConfig
+from minivlm.pretrained.checkpoints import Names
+from minivlm.pretrained.config import fields, published, require
+
+KEYS = {  # our field -> published key, and the default of transformers' LlamaConfig
+    "vocab_size": ("vocab_size", 32000),
+    "width": ("hidden_size", 4096),
+    "layers": ("num_hidden_layers", 32),
+    "heads": ("num_attention_heads", 32),
+    "kv_heads": ("num_key_value_heads", None),  # absent: as many as heads
+    "hidden": ("intermediate_size", 11008),
+    "head_dim": ("head_dim", None),
+    "theta": ("rope_theta", 10_000.0),
+    "eps": ("rms_norm_eps", 1e-6),
+    "act": ("hidden_act", "silu"),
+    "attention_bias": ("attention_bias", False),
+    "mlp_bias": ("mlp_bias", False),
+    "tied": ("tie_word_embeddings", False),
+}
+
+
+def decoder_config(config: dict) -> DecoderConfig:
+    """A published Llama config.json, or the text_config of a model that has a Llama inside."""
+    require(config, "model_type", "llama")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    require(rope, "rope_type", "default")
+    require(rope, "type", "default")
+    ours = fields(config, KEYS)
+    ours["kv_heads"] = ours["kv_heads"] or ours["heads"]
+    ours["theta"] = rope.get("rope_theta", ours["theta"])
+    return DecoderConfig(**ours)
+
+
+def publish_decoder(config: DecoderConfig) -> dict:
+    """The published keys of a configuration of ours."""
+    return {"model_type": "llama"} | published(config, KEYS)
+
+
+def build_llama(config: dict, names: set[str] = frozenset()) -> Decoder:
+    """The model of a published config.json."""
+    return Decoder(decoder_config(config))
+
+
+DECODER_NAMES = [  # our name -> the published one, within the language model
+    (r"^embedding\.", "model.embed_tokens."),
+    (r"^norm\.", "model.norm."),
+    (r"^head\.", "lm_head."),
+    (r"^blocks\.", "model.layers."),
+    (r"\.norm1\.", ".input_layernorm."),
+    (r"\.norm2\.", ".post_attention_layernorm."),
+    (r"\.attention\.(q|k|v)\.", r".self_attn.\1_proj."),
+    (r"\.attention\.(q|k)_norm\.", r".self_attn.\1_norm."),
+    (r"\.attention\.out\.", ".self_attn.o_proj."),
+    (r"\.mlp\.(gate|up|down)\.", r".mlp.\1_proj."),
+]
+LLAMA_NAMES = Names(published=DECODER_NAMES, buffers=("rotary_emb.inv_freq",))

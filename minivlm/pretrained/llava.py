@@ -1,0 +1,72 @@
+"""LLaVA as published: ``model_type`` llava, a CLIP image tower and a Llama."""
+
+from minivlm.llava import Llava, LlavaConfig
+from minivlm.pretrained.checkpoints import Names
+from minivlm.pretrained.clip import VISION_KEYS, VISION_NAMES, vision_config
+from minivlm.pretrained.config import fields, published, require
+from minivlm.pretrained.llama import DECODER_NAMES, decoder_config, publish_decoder
+
+KEYS = {  # our field -> published key, and the default of transformers' LlavaConfig
+    "projector_act": ("projector_hidden_act", "gelu"),
+    "projector_bias": ("multimodal_projector_bias", True),
+}
+
+
+def build_llava(config: dict, names: set[str] = frozenset()) -> Llava:
+    """The model of a published config.json."""
+    vision, text = config.get("vision_config", {}), config.get("text_config", {})
+    require(vision, "model_type", "clip_vision_model")
+    require(config, "vision_feature_select_strategy", "default", "full")
+    layers = config.get("vision_feature_layer", -2)
+    tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
+    return Llava(
+        LlavaConfig(
+            vision=vision_config(vision),
+            text=decoder_config(text | {"tie_word_embeddings": tied}),
+            image_token_id=config.get("image_token_index", config.get("image_token_id", 32000)),
+            feature_layers=(layers,) if isinstance(layers, int) else tuple(layers),
+            keep_class=config.get("vision_feature_select_strategy") == "full",
+            **fields(config, KEYS),
+        )
+    )
+
+
+def publish_llava(model: Llava) -> dict:
+    """The config.json of a model of ours; ValueError for what no published LLaVA does."""
+    c = model.config
+    if c.two_way:
+        raise ValueError(
+            "two_way is not published: no config.json says that image tokens see each other"
+        )
+    vision = {"model_type": "clip_vision_model"} | published(c.vision, VISION_KEYS)
+    return {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "image_token_index": c.image_token_id,
+        "vision_feature_layer": c.feature_layers[0]
+        if len(c.feature_layers) == 1
+        else list(c.feature_layers),
+        "vision_feature_select_strategy": "full" if c.keep_class else "default",
+        **published(c, KEYS),
+        "vision_config": vision,
+        "text_config": publish_decoder(c.text),
+    }
+
+
+LLAVA_NAMES = Names(
+    parts={
+        "vision": ("vision_tower.vision_model.", VISION_NAMES),
+        "projector": (
+            "multi_modal_projector.",
+            [(r"^up\.", "linear_1."), (r"^down\.", "linear_2.")],
+        ),
+        "decoder": ("language_model.", DECODER_NAMES),
+    },
+    spellings=[  # transformers 4.52 and later drop or move some prefixes
+        (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
+        (r"^model\.language_model\.", "language_model.model."),
+        (r"^lm_head\.", "language_model.lm_head."),
+        (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
+    ],
+    buffers=("embeddings.position_ids", "rotary_emb.inv_freq"),
+)

@@ -1,0 +1,40 @@
+"""OPT as published, the language model within BLIP-2."""
+
+from minivlm.clip import TextConfig
+from minivlm.opt import Opt
+from minivlm.pretrained.clip import TEXT_KEYS, TOWER_NAMES
+from minivlm.pretrained.config import fields, require
+
+KEYS = TEXT_KEYS | {  # our field -> published key, and the default of transformers' OPTConfig
+    "vocab_size": ("vocab_size", 50272),
+    "length": ("max_position_embeddings", 2048),
+    "width": ("hidden_size", 768),
+    "heads": ("num_attention_heads", 12),
+    "hidden": ("ffn_dim", 3072),
+    "act": ("activation_function", "relu"),
+}
+
+
+def build_opt(config: dict) -> Opt:
+    """The model of a published config.json."""
+    require(config, "model_type", "opt")
+    # OPT-350m alone embeds in another width, and alone is post-norm.
+    require(config, "word_embed_proj_dim", config.get("hidden_size", 768), None)
+    require(config, "_remove_final_layer_norm", False)
+    required = ("do_layer_norm_before", "enable_bias", "layer_norm_elementwise_affine")
+    for key in (*required, "tie_word_embeddings"):
+        require(config, key, True)
+    return Opt(TextConfig(**fields(config, KEYS)))
+
+
+OPT_NAMES = [  # our name -> the published one, within the language model
+    (r"^head\.", "lm_head."),
+    (r"^positions", "model.decoder.embed_positions.weight"),
+    (r"^embedding\.", "model.decoder.embed_tokens."),
+    (r"^norm\.|norm2\.", "final_layer_norm."),
+    (r"^final", "model.decoder.final"),
+    (r"^blocks\.", "model.decoder.layers."),
+    (r"\.norm1\.", ".self_attn_layer_norm."),
+    *TOWER_NAMES,
+    (r"\.mlp\.", "."),
+]
