@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,75 +21,83 @@ from minivlm.speaking import Speaker, open_checkpoint
 from minivlm.toys.captioner import Captioner, train_captioner
 from minivlm.toys.common import FROZEN
 
-FOLDER, ASSISTANT = Path("runs/captioner"), FROZEN / "llava"
+CAPTIONER, ASSISTANT = Path("runs/captioner"), FROZEN / "llava"
 
 
 def demo() -> None:
     """Train, judge on both held-out splits, show, save."""
-    torch.set_num_threads(
-        1
-    )  # sums depend on the number of threads: with one, a run repeats on the same machine
+    # Sums depend on the number of threads: with one, a run repeats on the same machine.
+    torch.set_num_threads(1)
     print("A vision-language model from scratch: image tower, projector, language model.")
     print("Drawing 8,000 training scenes, then training on one core for about a minute ...")
     start = time.perf_counter()
     captioner, history = train_captioner()
     parameters = sum(p.numel() for p in captioner.model.parameters())
-    print(
-        f"{parameters:,} parameters, {len(history['loss'])} steps, {time.perf_counter() - start:.0f} s\n"
-    )
-    shown = [report(captioner, split) for split in ("test", "composition")]
-    captioner.save(FOLDER)
-    save_figure([row for rows in shown for row in rows], FOLDER / "captions.png")
-    print(f"Figure: {FOLDER / 'captions.png'}    Checkpoint: {FOLDER}")
+    seconds = time.perf_counter() - start
+    print(f"{parameters:,} parameters, {len(history['loss'])} steps, {seconds:.0f} s\n")
+    shown = judge(captioner, "test") + judge(captioner, "composition")
+    captioner.save(CAPTIONER)
+    save_figure(shown, CAPTIONER / "captions.png")
+    print(f"Figure: {CAPTIONER / 'captions.png'}    Checkpoint: {CAPTIONER}")
     print("Your own picture of flat shapes: python -m minivlm caption IMAGE...")
     print("How it works, from the first byte: jupyter lab notebooks/01_bpe_tokenizer.ipynb")
 
 
-def report(
-    captioner: Captioner, split: str, show: int = 4
-) -> list[tuple[str, scenes.Scene, str, bool]]:
-    """Print the share of true captions on a split of data/scenes, beside a baseline, with a few
-    examples.
+MEANING = {  # of a split
+    "test": "like the training scenes",
+    "composition": "colour-shape pairs never seen in training",
+}
+
+
+@dataclass
+class Judged:
+    """What the model says of a scene, and whether it is true."""
+
+    split: str
+    scene: scenes.Scene
+    caption: str
+    true: bool
+
+
+def judge(captioner: Captioner, split: str, show: int = 4) -> list[Judged]:
+    """Print the share of true captions on a split of data/scenes, beside a baseline; the examples
+    that are shown.
     """
     held_out = scenes.load(split)
     said = captioner.caption([scene.image for scene in held_out])
-    true = [scenes.is_true(text, scene) for text, scene in zip(said, held_out, strict=True)]
+    judged = [
+        Judged(split, scene, text, scenes.is_true(text, scene))
+        for text, scene in zip(said, held_out, strict=True)
+    ]
+    count, true = len(judged), sum(each.true for each in judged)
     others = held_out[1:] + held_out[:1]
     chance = sum(scenes.is_true(b.caption, a) for a, b in zip(held_out, others, strict=True))
-    meaning = {
-        "test": "like the training scenes",
-        "composition": "colour-shape pairs never seen in training",
-    }
-    print(
-        f"{split} ({meaning[split]}): {sum(true)} of {len(true)} captions true = {sum(true) / len(true):.1%}"
-    )
-    print(f"  another scene's caption instead: {chance / len(true):.1%}")
-    rows = [(split, *row) for row in zip(held_out, said, true, strict=True)]
-    wrong = [row for row in rows if not row[3]][:1]
-    shown = [row for row in rows if row[3]][: show - len(wrong)] + wrong
-    for _, _, text, verdict in shown:
-        print(f"  {'true ' if verdict else 'FALSE'}  {text}")
+    print(f"{split} ({MEANING[split]}): {true} of {count} captions true = {true / count:.1%}")
+    print(f"  another scene's caption instead: {chance / count:.1%}")
+    wrong = [each for each in judged if not each.true][:1]
+    shown = [each for each in judged if each.true][: show - len(wrong)] + wrong
+    for each in shown:
+        print(f"  {'true ' if each.true else 'FALSE'}  {each.caption}")
     print()
     return shown
 
 
-def save_figure(rows: Sequence[tuple[str, scenes.Scene, str, bool]], path: Path) -> None:
-    """The pictures with what the model says and the verdict."""
+def save_figure(shown: Sequence[Judged], path: Path) -> None:
+    """The images with what the model says and the verdict."""
     import matplotlib
 
     matplotlib.use("agg")
     from minivlm.plotting import show_images
 
     titles = [
-        f"{split}: {'true' if ok else 'FALSE'}\n{textwrap.fill(text, 26)}"
-        for split, _, text, ok in rows
+        f"{each.split}: {'true' if each.true else 'FALSE'}\n{textwrap.fill(each.caption, 26)}"
+        for each in shown
     ]
-    show_images([scene.image for _, scene, _, _ in rows], titles, columns=4, size=2).savefig(
-        path, dpi=120
-    )
+    figure = show_images([each.scene.image for each in shown], titles, columns=4, size=2)
+    figure.savefig(path, dpi=120)
 
 
-def speaker(folder: Path, remedy: str) -> Speaker | None:
+def open_or_explain(folder: Path, remedy: str) -> Speaker | None:
     """The checkpoint, or a line on stderr that says why there is none."""
     try:
         return open_checkpoint(folder)
@@ -101,7 +110,7 @@ def caption_files(paths: Sequence[str], folder: Path | None = None) -> int:
     """Caption files one by one; a file that is no picture gets one line on stderr, the others still
     run.
     """
-    model = speaker(folder or FOLDER, "" if folder else "; train one: python -m minivlm")
+    model = open_or_explain(folder or CAPTIONER, "" if folder else "; train one: python -m minivlm")
     if model is None:
         return 2
     return 1 if sum(not attempt(path, model.caption, f"{path}: ") for path in paths) else 0
@@ -109,7 +118,7 @@ def caption_files(paths: Sequence[str], folder: Path | None = None) -> int:
 
 def ask_about(path: str, question: str, folder: Path | None = None) -> int:
     """Answer a question about a picture file."""
-    model = speaker(folder or ASSISTANT, "")
+    model = open_or_explain(folder or ASSISTANT, "")
     if model is None:
         return 2
     return 0 if attempt(path, lambda image: model.ask(image, question)) else 1
@@ -131,10 +140,9 @@ def attempt(path: str, speak: Callable[[Image.Image], str], label: str = "") -> 
     return True
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m minivlm", description=__doc__.split("\n")[0].partition(": ")[2]
-    )
+def arguments_parser() -> argparse.ArgumentParser:
+    about = __doc__.split("\n")[0].partition(": ")[2]
+    parser = argparse.ArgumentParser(prog="python -m minivlm", description=about)
     commands = parser.add_subparsers(dest="command")
     caption = commands.add_parser(
         "caption", help="caption picture files with the captioner that was trained"
@@ -143,10 +151,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ask = commands.add_parser("ask", help="answer a question about a picture file")
     ask.add_argument("image", metavar="IMAGE")
     ask.add_argument("question", metavar="QUESTION")
-    for command, default in ((caption, FOLDER), (ask, ASSISTANT.relative_to(ASSISTANT.parents[2]))):
+    for command, default in (
+        (caption, CAPTIONER),
+        (ask, ASSISTANT.relative_to(ASSISTANT.parents[2])),
+    ):
         about = f"folder of a checkpoint that from_pretrained reads (default: {default})"
         command.add_argument("--checkpoint", type=Path, metavar="FOLDER", help=about)
-    chosen = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    chosen = arguments_parser().parse_args(arguments)
     if chosen.command == "caption":
         return caption_files(chosen.images, chosen.checkpoint)
     if chosen.command == "ask":

@@ -1,8 +1,7 @@
-"""BLIP: one text transformer in three modes, three losses, and a data set that cleans itself.
+"""06 · BLIP (Li et al. 2022): one text transformer in three modes, three losses, CapFilt.
 
-Paper: Li et al. 2022 (BLIP), section 3.1 (the mixture of encoder-decoder, MED), 3.2 (losses), 3.3
-(CapFilt).
-Notebook: 06_blip_med.
+Paper: section 3.1 (the mixture of encoder-decoder, MED), 3.2 (losses), 3.3 (CapFilt: see
+toys/blip.py).
 
 Data: pixel_values (B, C, H, W) and input_ids (B, T) -> unit vectors (B, D) for retrieval, matching
 logits (B, 2), or next-token logits (B, T, V). The first token says which: [CLS], [ENC] or [DEC].
@@ -16,13 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlm.parts.layers import MLP, Attention, activation, check_ids, init_weights
+from minivlm.parts.decoder import Cache
+from minivlm.parts.layers import MLP, Attention, Maybe, activation, check_ids, init_weights
 from minivlm.parts.masks import bidirectional, causal, padding
 from minivlm.vit import ViT, ViTConfig
+
+SHARING = ("all", "all but self-attention", "none")  # what the two roles share (table 3)
 
 
 @dataclass(frozen=True)
 class MedConfig:
+    """The sizes of a ``Med``."""
+
     vocab_size: int
     length: int  # positions
     width: int
@@ -35,26 +39,22 @@ class MedConfig:
 
 
 class MedBlock(nn.Module):
-    """Self-attention, cross-attention where there is an image, MLP; the norm comes after each sum,
-    as in BERT.
+    """Self-attention, cross-attention where there is an image, MLP.
+
+    The norm comes after each sum, as in BERT.
     """
 
     def __init__(self, c: MedConfig):
         super().__init__()
-        self.attention, self.attention_norm = (
-            Attention(c.width, c.heads),
-            nn.LayerNorm(c.width, c.eps),
-        )
-        self.cross, self.cross_norm = (
-            Attention(c.width, c.heads, memory_width=c.memory),
-            nn.LayerNorm(c.width, c.eps),
-        )
-        self.mlp, self.mlp_norm = MLP(c.width, c.hidden, c.act), nn.LayerNorm(c.width, c.eps)
+        self.attention = Attention(c.width, c.heads)
+        self.attention_norm = nn.LayerNorm(c.width, c.eps)
+        self.cross = Attention(c.width, c.heads, memory_width=c.memory)
+        self.cross_norm = nn.LayerNorm(c.width, c.eps)
+        self.mlp = MLP(c.width, c.hidden, c.act)
+        self.mlp_norm = nn.LayerNorm(c.width, c.eps)
 
-    def forward(self, x: Tensor, mask: Tensor, image: Tensor | None = None) -> Tensor:
-        """x (B, T, D), mask broadcastable to (B, h, T, T), image (B, N, memory) or None -> (B, T,
-        D).
-        """
+    def forward(self, x: Tensor, mask: Tensor, image: Maybe = None) -> Tensor:
+        """x (B, T, D), mask broadcastable to (B, h, T, T), image (B, N, memory) -> (B, T, D)."""
         x = self.attention_norm(x + self.attention(x, mask))
         if image is not None:
             x = self.cross_norm(x + self.cross(x, memory=image))
@@ -67,10 +67,8 @@ class Med(nn.Module):
     def __init__(self, config: MedConfig):
         super().__init__()
         c = self.config = config
-        self.words, self.positions = (
-            nn.Embedding(c.vocab_size, c.width),
-            nn.Embedding(c.length, c.width),
-        )
+        self.words = nn.Embedding(c.vocab_size, c.width)
+        self.positions = nn.Embedding(c.length, c.width)
         self.norm = nn.LayerNorm(c.width, c.eps)
         self.blocks = nn.ModuleList(MedBlock(c) for _ in range(c.layers))
         self.apply(init_weights)
@@ -80,33 +78,21 @@ class Med(nn.Module):
         check_ids(input_ids, self.config.vocab_size, self.config.length)
         return self.norm(self.words(input_ids) + self.positions.weight[: input_ids.shape[1]])
 
-    def run(self, x: Tensor, mask: Tensor, image: Tensor | None = None) -> Tensor:
-        """The blocks alone: embeddings (B, T, D) -> (B, T, D)."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Maybe, mask: Tensor, image: Maybe = None
+    ) -> Tensor:
+        """Ids, attention_mask (B, T), mask (T, T), image states (B, N, memory) -> (B, T, D)."""
+        x, mask = self.embed(input_ids), mask.to(input_ids.device)
+        if image is not None and len(image) != len(x):
+            raise ValueError(f"{len(image)} images for {len(x)} texts")
+        if attention_mask is not None:
+            mask = mask & padding(attention_mask, input_ids.shape)
         for block in self.blocks:
             x = block(x, mask, image)
         return x
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        mask: Tensor,
-        image: Tensor | None = None,
-    ):
-        """(B, T) ids, (B, T) of 1 and 0 or None, mask (T, T), image states (B, N, memory) or None
-        -> (B, T, D).
-        """
-        x = self.embed(input_ids)
-        if image is not None and len(image) != len(x):
-            raise ValueError(f"{len(image)} images for {len(x)} texts")
-        if attention_mask is not None:
-            mask = mask.to(x.device) & padding(attention_mask, input_ids.shape)
-        return self.run(x, mask.to(x.device), image)
-
     def share(self, other: "Med", what: str = "all but self-attention") -> None:
-        """Use the weights of ``other``: "all", "all but self-attention" (BLIP, section 3.1), or
-        "none" (table 3).
-        """
+        """Use the weights of ``other``: one of SHARING (the paper's: all but self-attention)."""
         if what not in SHARING:
             raise ValueError(f"sharing must be one of {SHARING}, got {what!r}")
         if what == "none":
@@ -119,13 +105,8 @@ class Med(nn.Module):
                 mine.attention, mine.attention_norm = theirs.attention, theirs.attention_norm
 
 
-SHARING = ("all", "all but self-attention", "none")
-
-
 class Words(nn.Module):
-    """BERT's language-model head: Linear, activation, norm, then the word embeddings once more,
-    with a bias.
-    """
+    """BERT's language-model head: Linear, activation, norm, then the word embeddings and a bias."""
 
     def __init__(self, c: MedConfig, words: nn.Embedding):
         super().__init__()
@@ -141,9 +122,7 @@ class Words(nn.Module):
 
 
 class Blip(nn.Module):
-    """A ViT and one or both roles of MED: an encoder (retrieval, matching) and a decoder
-    (captions).
-    """
+    """A ViT and one or both roles of MED: encoder (retrieval, matching) and decoder (captions)."""
 
     def __init__(
         self,
@@ -159,10 +138,8 @@ class Blip(nn.Module):
         self.encoder = self.decoder = None
         if "encoder" in roles:
             self.encoder = Med(text)
-            self.image_projection, self.text_projection = (
-                nn.Linear(vision.width, width),
-                nn.Linear(text.width, width),
-            )
+            self.image_projection = nn.Linear(vision.width, width)
+            self.text_projection = nn.Linear(text.width, width)
             self.match_head = nn.Linear(text.width, 2)  # 1 = they match
             for head in (self.image_projection, self.text_projection, self.match_head):
                 head.apply(init_weights)
@@ -185,35 +162,28 @@ class Blip(nn.Module):
         return F.normalize(self.image_projection(self.vision(pixel_values)[:, 0]), dim=-1)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, T) -> unit vectors (B, D), read from the first token ([CLS]); the image is not seen."""
+        """(B, T) -> unit vectors (B, D), read from the first token ([CLS]), without the image."""
         x = self._role("encoder")(input_ids, attention_mask, bidirectional(input_ids.shape[1]))
         return F.normalize(self.text_projection(x[:, 0]), dim=-1)
 
     def match_states(
         self, image: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Image states (B, N, D) and texts (B, T) that begin with [ENC] -> logits (B, 2): no match,
-        match.
-        """
-        x = self._role("encoder")(
-            input_ids, attention_mask, bidirectional(input_ids.shape[1]), image
-        )
+        """Image states (B, N, D), texts (B, T) from [ENC] on -> logits (B, 2): no match, match."""
+        mask = bidirectional(input_ids.shape[1])
+        x = self._role("encoder")(input_ids, attention_mask, mask, image)
         return self.match_head(x[:, 0])
 
     def match(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """(B, C, H, W) and (B, T) -> logits (B, 2) of "no match" and "match"; set [ENC] as the
-        first id yourself.
-        """
+        """(B, C, H, W), (B, T) -> logits (B, 2): no match, match; the caller sets [ENC] first."""
         return self.match_states(self.vision(pixel_values), input_ids, attention_mask)
 
     def forward(
-        self, input_ids: Tensor, image: Tensor, attention_mask: Tensor | None = None, cache=None
+        self, input_ids: Tensor, image: Tensor, attention_mask: Maybe = None, cache: Cache = None
     ) -> Tensor:
-        """Texts (B, T) that begin with [DEC] and image states (B, N, D) -> next-token logits (B, T,
-        V).
-        """
+        """Texts (B, T) from [DEC] on, image states (B, N, D) -> next-token logits (B, T, V)."""
         if cache is not None:
             raise ValueError("BLIP decodes without a cache here: generate(..., use_cache=False)")
         states = self._role("decoder")(input_ids, attention_mask, causal(input_ids.shape[1]), image)
@@ -248,6 +218,9 @@ class Pretraining(nn.Module):
     another image too.
     """
 
+    images: Tensor  # the two queues, (queue, D) each
+    texts: Tensor
+
     def __init__(
         self,
         model: Blip,
@@ -260,33 +233,29 @@ class Pretraining(nn.Module):
         smoothing: float = 0.1,  # of the labels of the language model
     ):
         super().__init__()
-        self.model, self.marks, self.momentum, self.soften, self.ramp = (
-            model,
-            marks,
-            momentum,
-            soften,
-            ramp,
-        )
-        self.smoothing, self.step = smoothing, 0
+        self.model, self.marks, self.step = model, marks, 0
+        self.momentum, self.soften, self.ramp = momentum, soften, ramp
+        self.smoothing = smoothing
         self.temperature = nn.Parameter(torch.tensor(0.07))  # logits are divided by it
-        self.slow = deepcopy(
-            nn.ModuleList(
-                [model.vision, model.image_projection, model.encoder, model.text_projection]
-            )
-        )
-        self.slow.requires_grad_(False)
+        self.slow = deepcopy(self.towers()).requires_grad_(False)
         width = model.image_projection.out_features
         self.register_buffer("images", F.normalize(torch.randn(queue, width), dim=-1))
         self.register_buffer("texts", F.normalize(torch.randn(queue, width), dim=-1))
 
+    def towers(self) -> nn.ModuleList:
+        """What a slow copy is kept of."""
+        m = self.model
+        encoder = m._role("encoder")
+        return nn.ModuleList([m.vision, m.image_projection, encoder, m.text_projection])
+
     @torch.no_grad()
     def follow(self) -> None:
-        """Move the copy a small step towards the model: slow <- m slow + (1 - m) model; keep 0.001
-        <= tau <= 0.5.
+        """Move the copy a small step towards the model: slow <- m slow + (1 - m) model.
+
+        The temperature stays between 0.001 and 0.5.
         """
         self.temperature.clamp_(0.001, 0.5)
-        m = self.model
-        fast = nn.ModuleList([m.vision, m.image_projection, m.encoder, m.text_projection])
+        fast = self.towers()
         for ours, theirs in zip(self.slow.parameters(), fast.parameters(), strict=True):
             ours.lerp_(theirs, 1 - self.momentum)
 
@@ -298,15 +267,13 @@ class Pretraining(nn.Module):
         vision, image_projection, encoder, text_projection = self.slow
         text = encoder(ids, seen, bidirectional(ids.shape[1]))[:, 0]
         image = vision(pixel_values)[:, 0]
-        return F.normalize(image_projection(image), dim=-1), F.normalize(
-            text_projection(text), dim=-1
-        )
+        vectors = image_projection(image), text_projection(text)
+        return F.normalize(vectors[0], dim=-1), F.normalize(vectors[1], dim=-1)
 
     def contrast(
         self, states: Tensor, pixel_values: Tensor, ids: Tensor, seen: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """ITC -> loss, and two (B, B): how alike images are to the batch's texts, and texts to its
-        images.
+        """ITC -> loss, and two (B, B): how alike images are to the texts, and texts to the images.
 
         Each image is compared with the slow texts of the batch and of the queue, each text with the
         slow images.
@@ -327,10 +294,8 @@ class Pretraining(nn.Module):
                 target[:, : len(own)] += (1 - alpha) * torch.eye(len(own), device=own.device)
             losses.append(F.cross_entropy(logits, target))
             similarities.append(logits[:, : len(own)])
-        self.images, self.texts = (
-            torch.cat([new, queue])[: len(queue)]
-            for new, queue in zip(slow, (self.images, self.texts), strict=True)
-        )
+        self.images = torch.cat([slow[0], self.images])[: len(self.images)]
+        self.texts = torch.cat([slow[1], self.texts])[: len(self.texts)]
         self.step += 1
         return (losses[0] + losses[1]) / 2, similarities
 
@@ -338,15 +303,13 @@ class Pretraining(nn.Module):
         self, states: Tensor, ids: Tensor, seen: Tensor, similarities: list[Tensor]
     ) -> Tensor:
         """ITM, with [ENC] as the first token."""
-        return matching_loss(
-            self.model.match_states, states, first(ids, self.marks.enc), seen, similarities
-        )
+        texts = first(ids, self.marks.enc)
+        return matching_loss(self.model.match_states, states, texts, seen, similarities)
 
     def captioning(self, states: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
         """LM: every token of the caption from those before it and the image."""
-        return caption_loss(
-            self.model(first(ids, self.marks.dec), states, seen), ids, seen, self.smoothing
-        )
+        logits = self.model(first(ids, self.marks.dec), states, seen)
+        return caption_loss(logits, ids, seen, self.smoothing)
 
     def forward(
         self,
@@ -356,23 +319,21 @@ class Pretraining(nn.Module):
         *,
         random_negatives: bool = False,
     ) -> dict[str, Tensor]:
-        """Images (B, C, H, W) and texts (B, T), [CLS] first and padded on the right -> the losses,
-        by name.
-        """
+        """Images (B, C, H, W), right-padded texts (B, T) from [CLS] on -> losses by name."""
         if unknown := {*losses} - {*LOSSES}:
             raise ValueError(f"unknown loss {min(unknown)!r}")
         seen = (input_ids != self.marks.pad).long()
-        states, found = self.model.vision(pixel_values), {}
+        states, values = self.model.vision(pixel_values), {}
         batch = pixel_values, input_ids, seen
         similarities = [states.new_zeros(len(states), len(states))] * 2  # all alike
         if "itc" in losses:
-            found["itc"], similar = self.contrast(states, *batch)
+            values["itc"], similar = self.contrast(states, *batch)
             similarities = similarities if random_negatives else similar
         if "itm" in losses:
-            found["itm"] = self.matching(states, input_ids, seen, similarities)
+            values["itm"] = self.matching(states, input_ids, seen, similarities)
         if "lm" in losses:
-            found["lm"] = self.captioning(states, input_ids, seen)
-        return found
+            values["lm"] = self.captioning(states, input_ids, seen)
+        return values
 
 
 def matching_loss(
@@ -399,13 +360,9 @@ def matching_loss(
 
 
 def caption_loss(logits: Tensor, ids: Tensor, seen: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy of every token but the first and the padding: logits (B, T, V), ids and seen
-    (B, T).
-    """
-    target = ids[:, 1:].masked_fill(seen[:, 1:] == 0, -100)
-    return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1), target.flatten(), label_smoothing=smoothing
-    )
+    """Cross-entropy of all tokens but the first and padding: logits (B, T, V), ids, seen (B, T)."""
+    target = ids[:, 1:].masked_fill(seen[:, 1:] == 0, -100).flatten()
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), target, label_smoothing=smoothing)
 
 
 def first(ids: Tensor, mark: int) -> Tensor:
@@ -415,8 +372,9 @@ def first(ids: Tensor, mark: int) -> Tensor:
 
 @torch.no_grad()
 def draw_negatives(similarities: Tensor) -> Tensor:
-    """For each row of (B, B) another column, the likelier the more similar it is: (B,). All alike =
-    a random one.
+    """For each row of (B, B) another column, the likelier the more similar it is: (B,).
+
+    Where all are alike, it is a random one.
     """
     weights = similarities.softmax(dim=1) + 1e-4
     return torch.multinomial(weights.fill_diagonal_(0), 1)[:, 0]

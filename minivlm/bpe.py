@@ -1,11 +1,9 @@
-"""Text to token ids: byte-level byte-pair encoding (BPE), as in GPT-2, Llama 3 and Qwen.
+"""01 · Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019): text -> token ids and back.
 
-Papers: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units",
-algorithm 1; Radford et al. 2019 (GPT-2), section 2.2: on bytes, within the pieces that a regular
-expression cuts.
-Notebook: 01_bpe_tokenizer.
-
-Data in: any str without lone surrogates. Data out: ids below vocab_size, and back, without loss.
+In: a str without lone surrogates. Out: its ids, a list of int in [0, vocab_size), from which the
+text comes back without loss. In between: bytes, in the pieces that a regular expression cuts.
+Training is algorithm 1 of Sennrich et al.; bytes and pieces are section 2.2 of Radford et al.
+(GPT-2). The patterns, the order of the bytes and the files are in parts/tokenizer_files.py.
 
 The ids are those of the `tokenizers` library, whose two rules are kept: training takes the most
 frequent pair and, among equals, the smaller (left id, right id); encoding merges the pair that
@@ -19,53 +17,34 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
+from typing import Literal
 
 import regex
 import tiktoken
 
-GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CL100K_SPLIT = (  # GPT-4: at most three digits in a piece
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+from minivlm.parts import tokenizer_files
+from minivlm.parts.tokenizer_files import (
+    BYTE_TO_CHAR,  # noqa: F401 (handed on)
+    BYTE_TO_ID,
+    CL100K_SPLIT,
+    GPT2_SPLIT,
+    ID_TO_BYTE,
+    NO_SPLIT,
+    QWEN2_SPLIT,
+    from_visible,  # noqa: F401 (handed on)
+    to_visible,
 )
-QWEN2_SPLIT = (  # one digit in a piece
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-NO_SPLIT = r"[\s\S]+"
-
-# GPT-2 writes a byte as one visible character: 188 bytes as themselves, the other 68 as U+0100,
-# U+0101, ... The ids 0-255 follow that order, so '!' is 0 and the space, written U+0120, is 220.
-_VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-ID_TO_BYTE = bytes(_VISIBLE + [b for b in range(256) if b not in _VISIBLE])
-BYTE_TO_ID = bytes(ID_TO_BYTE.index(b) for b in range(256))  # a table for bytes.translate
-BYTE_TO_CHAR = {b: chr(b if i < 188 else 256 + i - 188) for i, b in enumerate(ID_TO_BYTE)}
-CHAR_TO_BYTE = {char: b for b, char in BYTE_TO_CHAR.items()}
 
 CACHED_WORDS = 1 << 17  # a tokenizer remembers the ids of so many words ...
 CACHED_LENGTH = 100  # ... of at most so many characters
-Counts, Index = dict[str, int], dict[str, list[int]]  # of pairs: how often; in which words
-
-
-def to_visible(token: bytes) -> str:
-    """Bytes as vocab.json and merges.txt write them: b' a' -> 'Ġa'."""
-    return token.decode("latin-1").translate(BYTE_TO_CHAR)
-
-
-def from_visible(text: str) -> bytes:
-    """The inverse of `to_visible`; ValueError for a character that stands for no byte."""
-    try:
-        return bytes(map(CHAR_TO_BYTE.__getitem__, text))
-    except KeyError as error:
-        raise ValueError(f"not byte-level: {error} in token {text!r} stands for no byte") from None
+Counts = defaultdict[str, int]  # {pair: how often it occurs}
+Index = defaultdict[str, list[int]]  # {pair: indices of the words that hold it, or held it once}
 
 
 def check_text(text: str) -> None:
-    """TypeError if `text` is no str, ValueError if it holds half of a surrogate pair, which has no
-    bytes.
-    """
+    """TypeError if `text` is no str, ValueError for half a surrogate pair, which has no bytes."""
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, got {type(text).__name__}")
     try:
@@ -84,7 +63,7 @@ def compile_split(pattern: str) -> regex.Pattern:
 
 
 def pretokenize(split: regex.Pattern, text: str) -> list[str]:
-    """Cut text into the pieces that no merge may cross; what the pattern leaves out is a piece too."""
+    """The pieces that no merge may cross. What the pattern leaves out is a piece too."""
     words = split.findall(text) if not split.groups else []
     if sum(map(len, words)) == len(text):
         return words
@@ -95,14 +74,9 @@ def pretokenize(split: regex.Pattern, text: str) -> list[str]:
     return [word for word in (*words, text[end:]) if word]
 
 
-from minivlm.parts import tokenizer_files  # noqa: E402
-
-
 def count_words(texts: str | Iterable[str], split: regex.Pattern) -> Counter[str]:
-    """How often each piece occurs: {word: count}. Training needs to see each distinct one only
-    once.
-    """
-    counts = Counter()
+    """How often each piece occurs: {word: count}. Training sees each distinct one only once."""
+    counts: Counter[str] = Counter()
     for text in [texts] if isinstance(texts, str) else texts:
         check_text(text)
         counts.update(pretokenize(split, text))
@@ -121,7 +95,7 @@ def learn_merges(word_counts: dict[str, int], count: int) -> list[tuple[int, int
     pair_counts, words_with = count_pairs(words, counts)
     heap = [(-n, pair) for pair, n in pair_counts.items()]
     heapify(heap)
-    merges = []
+    merges: list[tuple[int, int]] = []
     while heap and len(merges) < count:
         n, pair = heappop(heap)
         if -n != pair_counts[pair]:
@@ -137,8 +111,9 @@ def learn_merges(word_counts: dict[str, int], count: int) -> list[tuple[int, int
 
 
 def count_pairs(words: list[str], counts: list[int]) -> tuple[Counts, Index]:
-    """{pair: how often it occurs} and {pair: indices of the words that hold it, or held it once}."""
-    pair_counts, words_with = defaultdict(int), defaultdict(list)
+    """How often each pair occurs, and in which words. counts: of the words."""
+    pair_counts: Counts = defaultdict(int)
+    words_with: Index = defaultdict(list)
     for i, (word, n) in enumerate(zip(words, counts, strict=True)):
         for pair in map("".join, pairwise(word)):
             pair_counts[pair] += n
@@ -149,10 +124,8 @@ def count_pairs(words: list[str], counts: list[int]) -> tuple[Counts, Index]:
 def merge_pair(
     pair: str, new: str, words: list[str], counts: list[int], pair_counts: Counts, words_with: Index
 ) -> set[str]:
-    """Write `new` for `pair` in every word, keep counts and index right; return the pairs that
-    arose.
-    """
-    left, right = pair
+    """Write `new` for `pair` in every word, correct counts and index, return pairs that arose."""
+    left, right = pair[0], pair[1]
     fresh = set()
     for i in words_with.pop(pair):
         if pair not in words[i]:  # the index is lazy too
@@ -180,8 +153,8 @@ class BPETokenizer:
 
     ranks: {bytes: id} of the ordinary tokens. merges: pairs of tokens, the first has priority.
     Several pairs may spell one token and then share its id. Only files hold that; training cannot
-    produce it, because at each step a string has one state, wherever it stands. late_tokens: the
-    special tokens that are looked for after normalization ("normalized" in tokenizer.json).
+    produce it, because up to each step a string is merged in the same way everywhere. late_tokens:
+    the special tokens that are looked for after normalization ("normalized" in tokenizer.json).
     """
 
     def __init__(
@@ -191,7 +164,7 @@ class BPETokenizer:
         pattern: str = GPT2_SPLIT,
         special_tokens: dict[str, int] | None = None,
         *,
-        normalization: str | None = None,  # "NFC", ... of Unicode
+        normalization: Literal["NFC", "NFD", "NFKC", "NFKD"] | None = None,
         ignore_merges: bool = False,  # a whole word of the vocabulary is taken at once (Llama 3)
         late_tokens: Collection[str] = (),
     ) -> None:
@@ -200,14 +173,14 @@ class BPETokenizer:
         self.normalization, self.ignore_merges = normalization, ignore_merges
         self._split = compile_split(pattern)
         self._tokens = _invert(self.ranks, self.special_tokens)
-        self._byte_ids = [self.ranks.get(bytes([b])) for b in range(256)]
+        self._byte_ids = {token[0]: i for token, i in self.ranks.items() if len(token) == 1}
         self._pairs = {}  # (left id, right id) -> (rank of the merge, id of the result)
         for rank, (left, right) in enumerate(self.merges):
             for token in (left, right, left + right):
                 if token not in self.ranks:
                     raise ValueError(f"merge {rank} needs {to_visible(token)!r}, which is no token")
             self._pairs[self.ranks[left], self.ranks[right]] = rank, self.ranks[left + right]
-        self._cache = {}  # word -> ids
+        self._cache: dict[str, list[int]] = {}  # word -> ids
 
     @classmethod
     def train(
@@ -217,8 +190,7 @@ class BPETokenizer:
         pattern: str = GPT2_SPLIT,
         special_tokens: Iterable[str] = (),
     ) -> "BPETokenizer":
-        """Learn merges until there are `vocab_size` ids: 256 bytes, merges, then the special
-        tokens.
+        """Learn merges until there are `vocab_size` ids: 256 bytes, merges, the special tokens.
 
         Fewer when no pair is left. Special tokens are not looked for in `texts`.
         """
@@ -232,9 +204,8 @@ class BPETokenizer:
             merges.append((tokens[left], tokens[right]))
             tokens.append(tokens[left] + tokens[right])
         ranks = {token: i for i, token in enumerate(tokens)}
-        return cls(
-            ranks, merges, pattern, {token: len(tokens) + i for i, token in enumerate(special)}
-        )
+        special_ids = {token: i for i, token in enumerate(special, start=len(tokens))}
+        return cls(ranks, merges, pattern, special_ids)
 
     @property
     def vocab_size(self) -> int:
@@ -242,25 +213,20 @@ class BPETokenizer:
         return max(self._tokens) + 1
 
     def encode(self, text: str, allowed_special: Iterable[str] | str = ()) -> list[int]:
-        """Ids of text. A special token gives its id if it is allowed ("all": each is), else
-        ValueError.
-        """
+        """Ids of text. A special token must be allowed ("all": each is), else ValueError."""
         check_text(text)
         allowed = self._allowed(allowed_special)
-        refused = _any_of(frozenset(self.special_tokens) - allowed).search(text)
-        if refused:
-            raise ValueError(
-                f"text contains the special token {refused.group()!r}, which is not allowed"
-            )
-        ids = []
-        for i, part in enumerate(_any_of(allowed - self.late_tokens).split(text)):
-            pieces = (
-                [part]
-                if i % 2
-                else _any_of(allowed & self.late_tokens).split(self._normalize(part))
-            )
-            for j, piece in enumerate(pieces):
-                ids += [self.special_tokens[piece]] if i % 2 or j % 2 else self._encode_words(piece)
+        found = _any_of(frozenset(self.special_tokens) - allowed).search(text)
+        if found:
+            raise ValueError(f"text contains the special token {found[0]!r}, which is not allowed")
+        early, late = allowed - self.late_tokens, allowed & self.late_tokens
+        ids: list[int] = []
+        for part in _any_of(early).split(text):  # special tokens, and what lies between them
+            if part in early:
+                ids.append(self.special_tokens[part])
+                continue
+            for piece in _any_of(late).split(self._normalize(part)):
+                ids += [self.special_tokens[piece]] if piece in late else self._encode_words(piece)
         return ids
 
     def encode_ordinary(self, text: str) -> list[int]:
@@ -274,42 +240,45 @@ class BPETokenizer:
         try:
             return b"".join(map(self._tokens.__getitem__, ids))
         except KeyError as error:
-            raise ValueError(
-                f"unknown token id {error}, the largest is {self.vocab_size - 1}"
-            ) from None
+            largest = self.vocab_size - 1
+            raise ValueError(f"unknown token id {error}, the largest is {largest}") from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; bytes that are not valid UTF-8 (half a character) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def save(self, path: str | Path) -> None:
-        """Write one JSON file in the form of Hugging Face's tokenizer.json; `tokenizers` reads it
-        too.
-        """
-        tokenizer_files.write_json(self, Path(path))
+        """Write a tokenizer.json as Hugging Face has it; the `tokenizers` library reads it too."""
+        tokenizer_files.write_byte_level(Path(path), vars(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "BPETokenizer":
-        """Read what `save` wrote, or another tokenizer.json of a byte-level BPE; else ValueError."""
-        return cls(**tokenizer_files.read_json(Path(path)))
+        """Read what `save` wrote, or any tokenizer.json of a byte-level BPE; else ValueError."""
+        return cls(**tokenizer_files.read_byte_level(Path(path)))
 
     @classmethod
     def from_hf(cls, folder: str | Path) -> "BPETokenizer":
-        """Read a folder with tokenizer.json, or vocab.json and merges.txt: GPT-2, Qwen, Llama 3 and
-        so on.
-        """
+        """Read a folder with tokenizer.json, or vocab.json and merges.txt (GPT-2, Qwen, ...)."""
         return cls(**tokenizer_files.read_folder(Path(folder)))
 
     def to_tiktoken(self) -> tiktoken.Encoding:
         """The same ids at Rust's speed; ValueError where tiktoken's rule would give others."""
-        return tokenizer_files.to_tiktoken(self)
+        conflict = _special_conflict(self) or _rank_conflict(self)
+        if conflict:
+            raise ValueError(f"not representable in tiktoken: {conflict}")
+        pattern, special = self.pattern, self.special_tokens
+        if pattern not in (GPT2_SPLIT, CL100K_SPLIT, QWEN2_SPLIT, NO_SPLIT):
+            pattern = rf"(?:{pattern})|(?:(?!{pattern})[\s\S])+"  # keeps what it would leave out
+        return tiktoken.Encoding(
+            "minivlm", pat_str=pattern, mergeable_ranks=self.ranks, special_tokens=special
+        )
 
-    def _allowed(self, allowed_special: Iterable[str] | str) -> frozenset[str]:
-        if isinstance(allowed_special, str) and allowed_special != "all":
-            raise ValueError(
-                f'allowed_special is "all" or a collection of tokens, not {allowed_special!r}'
-            )
-        allowed = frozenset(self.special_tokens if allowed_special == "all" else allowed_special)
+    def _allowed(self, given: Iterable[str] | str) -> frozenset[str]:
+        if given == "all":
+            return frozenset(self.special_tokens)
+        if isinstance(given, str):
+            raise ValueError(f'allowed_special is "all" or a collection of tokens, not {given!r}')
+        allowed = frozenset(given)
         for token in allowed - set(self.special_tokens):
             raise ValueError(f"allowed_special names {token!r}, which is no special token here")
         return allowed
@@ -318,7 +287,7 @@ class BPETokenizer:
         return unicodedata.normalize(self.normalization, text) if self.normalization else text
 
     def _encode_words(self, text: str) -> list[int]:
-        ids = []
+        ids: list[int] = []
         for word in pretokenize(self._split, text):
             known = self._cache.get(word)
             ids += self._encode_word(word) if known is None else known
@@ -335,14 +304,13 @@ class BPETokenizer:
     def merge(self, word: bytes) -> list[int]:
         """Merge the pair of lowest rank, leftmost first, until no neighbours are in the merge list.
 
-        The tokens are a linked list, the candidates a heap of (rank, position): O(n log n) for n
-        bytes.
+        The tokens are a linked list, the candidates a heap of (rank, position): O(n log n) time.
         """
-        ids = [self._byte_ids[b] for b in word]
-        if None in ids:
-            raise ValueError(
-                f"the vocabulary has no token for the byte 0x{word[ids.index(None)]:02x}"
-            )
+        try:
+            ids = [self._byte_ids[b] for b in word]
+        except KeyError as error:
+            byte = error.args[0]
+            raise ValueError(f"the vocabulary has no token for the byte 0x{byte:02x}") from None
         pairs, end = self._pairs, len(ids)
         following, previous = list(range(1, end + 1)), list(range(-1, end))
         ids.append(-1)  # the end, and what a merge has swallowed: in no pair
@@ -366,9 +334,7 @@ class BPETokenizer:
 
 @lru_cache(64)
 def _any_of(tokens: frozenset[str]) -> regex.Pattern:
-    """Finds each of the tokens, the longest of those that begin at one place; nothing if there are
-    none.
-    """
+    """Finds each of the tokens, of several that begin at one place the longest."""
     longest_first = sorted(tokens, key=len, reverse=True)
     return regex.compile(f"({'|'.join(map(regex.escape, longest_first))})" if tokens else "((?!))")
 
@@ -386,11 +352,54 @@ def _check_special(tokens: Iterable[str]) -> list[str]:
 
 def _invert(ranks: dict[bytes, int], special_tokens: dict[str, int]) -> dict[int, bytes]:
     """{id: bytes}. No two different tokens may have one id."""
-    tokens = {}
+    tokens: dict[int, bytes] = {}
     for token, i in [*ranks.items(), *((text.encode(), i) for text, i in special_tokens.items())]:
         if not token or not isinstance(i, int) or i < 0 or tokens.get(i, token) != token:
-            raise ValueError(
-                f"token {token!r} with id {i!r}: empty, no id, or the id of {tokens.get(i)!r}"
-            )
+            other = tokens.get(i)
+            raise ValueError(f"token {token!r} with id {i!r}: empty, no id, or the id of {other!r}")
         tokens[i] = token
     return tokens
+
+
+def _special_conflict(tokenizer: BPETokenizer) -> str | None:
+    """tiktoken knows no normalization, and no order among special tokens that overlap."""
+    form, late = tokenizer.normalization, tokenizer.late_tokens
+    if form:
+        return f"it has no {form}; normalize before, and set normalization = None"
+    for a, b in permutations(tokenizer.special_tokens, 2):
+        overlap = b in a or any(a.endswith(b[:n]) for n in range(1, len(b)))
+        if a.startswith(b) or (overlap and (a in late) != (b in late)):
+            return f"the special tokens {a!r} and {b!r} overlap"
+    return None
+
+
+def _rank_conflict(tokenizer: BPETokenizer) -> str | None:
+    """Why tiktoken gives other ids: it joins the neighbours whose joined bytes have the lowest id.
+
+    They are the same if (1) merges make tokens in the order of their ids, from parts with smaller
+    ids, and (2) every token, cut into bytes, merges back into itself. Proof: after all merges below
+    some rank, what a string between two token boundaries has become depends on that string alone.
+    At the first difference tiktoken joins neighbours x, y that are no merge; then xy alone stays
+    [x, y] for good, against (2). Merges from parts with larger ids (Llama 3 lists every way to cut
+    a token) may be left out: when such a part is made, the string xy is one token already. With
+    `ignore_merges`, a token that ends in three or more pieces is harmless: it is never there as two
+    neighbours.
+    """
+    ranks = tokenizer.ranks
+    for b in range(256):
+        if bytes([b]) not in ranks:
+            return f"no token for the byte 0x{b:02x}"
+    proper = [
+        (left, right)
+        for left, right in tokenizer.merges
+        if all(len(part) == 1 or ranks[part] < ranks[left + right] for part in (left, right))
+    ]
+    for before, after in pairwise(ranks[left + right] for left, right in proper):
+        if after < before:
+            return f"id {after} comes after id {before} in the order of merges"
+    staged = BPETokenizer(ranks, proper)
+    for token, i in ranks.items():
+        pieces = len(staged.merge(token))
+        if pieces == 2 or (pieces > 1 and not tokenizer.ignore_merges):
+            return f"id {i}, {token!r}, is not what its own bytes merge into"
+    return None

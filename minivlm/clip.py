@@ -1,8 +1,6 @@
-"""CLIP and SigLIP: two towers that put pictures and sentences into one space.
+"""05 · CLIP and SigLIP (Radford et al. 2021; Zhai et al. 2023): images and sentences in one space.
 
-Papers: Radford et al. 2021 (CLIP), section 2 and figure 3; Zhai et al. 2023 (SigLIP), section 3 and
-algorithm 1.
-Notebook: 05_clip_siglip.
+CLIP's paper: section 2 and figure 3. SigLIP's: section 3 and algorithm 1.
 
 Data: pixel_values (B, C, H, W) and input_ids (B, T) -> unit vectors (B, D), and the logits of all
 pairs (B, B). CLIP's image tower is a ViT with a norm before the blocks, no bias on the patch
@@ -20,14 +18,14 @@ from minivlm.parts.layers import MLP, attend, check_ids, init_weights, merge_hea
 from minivlm.parts.masks import causal, padding
 from minivlm.vit import EncoderBlock
 
-CLIP_MEAN, CLIP_STD = (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-)  # of its pixels
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of its pixels, by channel
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
 class VisionConfig:
+    """The sizes of an image tower."""
+
     image_size: int
     patch: int
     width: int
@@ -39,7 +37,32 @@ class VisionConfig:
     act: str = "quick_gelu"
 
 
+@dataclass(frozen=True)
+class TextConfig:
+    """The sizes of a text tower."""
+
+    vocab_size: int
+    length: int  # positions
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    eps: float = 1e-5
+    act: str = "quick_gelu"
+    eos_id: int = 49407
+
+
+def encoder_blocks(c: VisionConfig | TextConfig) -> nn.ModuleList:
+    """The pre-norm blocks of a tower, (B, T, D) -> (B, T, D) each."""
+    blocks = (
+        EncoderBlock(c.width, c.heads, c.hidden, eps=c.eps, act=c.act) for _ in range(c.layers)
+    )
+    return nn.ModuleList(blocks)
+
+
 class ClipVision(nn.Module):
+    """CLIP's image tower: a ViT with a norm before the blocks."""
+
     def __init__(self, config: VisionConfig):
         super().__init__()
         c = self.config = config
@@ -48,9 +71,7 @@ class ClipVision(nn.Module):
         self.class_token = nn.Parameter(torch.empty(c.width))
         self.positions = nn.Parameter(torch.empty(1 + self.patches, c.width))
         self.pre_norm = nn.LayerNorm(c.width, c.eps)
-        self.blocks = nn.ModuleList(
-            EncoderBlock(c.width, c.heads, c.hidden, eps=c.eps, act=c.act) for _ in range(c.layers)
-        )
+        self.blocks = encoder_blocks(c)
         self.post_norm = nn.LayerNorm(c.width, c.eps)
         self.apply(init_weights)
         nn.init.normal_(self.class_token, std=c.width**-0.5)
@@ -64,41 +85,22 @@ class ClipVision(nn.Module):
         return self.pre_norm(torch.cat([token, patches], dim=1) + self.positions)
 
     def hidden_states(self, pixel_values: Tensor) -> list[Tensor]:
-        """The L + 1 states (B, 1 + N, D): what enters the first block, then what leaves each block;
-        no final norm.
-        """
+        """What enters the first block, then what leaves each: L + 1 times (B, 1 + N, D)."""
         states = [self.embed(pixel_values)]
         for block in self.blocks:
             states.append(block(states[-1]))
         return states
 
 
-@dataclass(frozen=True)
-class TextConfig:
-    vocab_size: int
-    length: int  # positions
-    width: int
-    layers: int
-    heads: int
-    hidden: int
-    eps: float = 1e-5
-    act: str = "quick_gelu"
-    eos_id: int = 49407
-
-
 class TextTower(nn.Module):
-    """Token and position embeddings, pre-norm blocks, a final norm; which mask, and what is read,
-    is the model's.
-    """
+    """Token and position embeddings, pre-norm blocks, a final norm; the mask is the model's."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
         c = self.config = config
         self.embedding = nn.Embedding(c.vocab_size, c.width)
         self.positions = nn.Parameter(torch.empty(c.length, c.width))
-        self.blocks = nn.ModuleList(
-            EncoderBlock(c.width, c.heads, c.hidden, eps=c.eps, act=c.act) for _ in range(c.layers)
-        )
+        self.blocks = encoder_blocks(c)
         self.norm = nn.LayerNorm(c.width, c.eps)
         self.apply(init_weights)
         nn.init.normal_(self.positions, std=0.01)
@@ -128,6 +130,8 @@ def end_of_text(input_ids: Tensor, eos_id: int) -> Tensor:
 
 
 class Clip(nn.Module):
+    """Two towers, each with a projection into the shared space, and a learned scale."""
+
     def __init__(
         self, vision: VisionConfig, text: TextConfig, width: int, scale: float = log(1 / 0.07)
     ):
@@ -135,9 +139,7 @@ class Clip(nn.Module):
         self.vision, self.text = ClipVision(vision), TextTower(text)
         self.image_projection = nn.Linear(vision.width, width, bias=False)
         self.text_projection = nn.Linear(text.width, width, bias=False)
-        self.scale = nn.Parameter(
-            torch.tensor(scale)
-        )  # the logarithm of what multiplies the cosine
+        self.scale = nn.Parameter(torch.tensor(scale))  # the log of what multiplies the cosine
         init_clip(self)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
@@ -146,31 +148,22 @@ class Clip(nn.Module):
         return F.normalize(self.image_projection(self.vision.post_norm(x)), dim=-1)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, T) -> unit vectors (B, D), read from the end-of-text token, which alone has seen all
-        of the sentence.
-        """
+        """(B, T) -> unit vectors (B, D), read from the end-of-text token, which has seen all."""
         x = self.text(input_ids, attention_mask, causal(input_ids.shape[1]).to(input_ids.device))
-        at = end_of_text(input_ids, self.text.config.eos_id)
-        return F.normalize(
-            self.text_projection(x[torch.arange(len(x), device=x.device), at]), dim=-1
-        )
+        rows, at = torch.arange(len(x)), end_of_text(input_ids, self.text.config.eos_id)
+        return F.normalize(self.text_projection(x[rows.to(x.device), at]), dim=-1)
 
     def forward(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
         """-> logits_per_image (images, texts): exp(scale) * cosine."""
-        return (
-            self.scale.exp()
-            * self.encode_image(pixel_values)
-            @ self.encode_text(input_ids, attention_mask).T
-        )
+        texts = self.encode_text(input_ids, attention_mask)
+        return self.scale.exp() * self.encode_image(pixel_values) @ texts.T
 
 
 @torch.no_grad()
 def init_clip(model: Clip) -> None:
-    """Standard deviations by width d and depth L, as in OpenAI's code (CLIP, section 2.4 gives no
-    numbers).
-    """
+    """Standard deviations by width d and depth L, as in OpenAI's code; the paper has no numbers."""
     nn.init.normal_(model.text.embedding.weight, std=0.02)
     for tower in (model.vision, model.text):
         d, layers = tower.config.width, tower.config.layers
@@ -187,17 +180,16 @@ def init_clip(model: Clip) -> None:
 
 
 class AttentionPool(nn.Module):
-    """SigLIP's head: a learned probe asks all patches, then x + mlp(norm(x)) (Zhai et al. 2022,
-    section 3.3).
+    """SigLIP's head: a learned probe asks all patches, then x + mlp(norm(x)).
+
+    Zhai et al. 2022, section 3.3.
     """
 
     def __init__(self, config: VisionConfig):
         super().__init__()
         c, self.heads = config, config.heads
         self.probe = nn.Parameter(torch.empty(1, 1, c.width))
-        self.qkv = nn.Linear(
-            c.width, 3 * c.width
-        )  # as published: one matrix, of which the probe takes q
+        self.qkv = nn.Linear(c.width, 3 * c.width)  # as published: one matrix, q for the probe
         self.out = nn.Linear(c.width, c.width)
         self.norm = nn.LayerNorm(c.width, c.eps)
         self.mlp = MLP(c.width, c.hidden, c.act)
@@ -213,16 +205,14 @@ class AttentionPool(nn.Module):
 
 
 class SiglipVision(nn.Module):
-    """A ViT without class token, with a bias on the patch projection and an attention-pooling head."""
+    """A ViT with a bias on the patch projection, no class token, and an attention-pooling head."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
         c = self.config = config
         self.patch = nn.Conv2d(c.channels, c.width, c.patch, stride=c.patch)
         self.positions = nn.Parameter(torch.empty((c.image_size // c.patch) ** 2, c.width))
-        self.blocks = nn.ModuleList(
-            EncoderBlock(c.width, c.heads, c.hidden, eps=c.eps, act=c.act) for _ in range(c.layers)
-        )
+        self.blocks = encoder_blocks(c)
         self.post_norm = nn.LayerNorm(c.width, c.eps)
         self.head = AttentionPool(c)
         self.apply(init_weights)
@@ -238,24 +228,22 @@ class SiglipVision(nn.Module):
 
 
 class Siglip(nn.Module):
+    """Two towers, a learned scale and a learned bias of all pairs."""
+
     def __init__(self, vision: VisionConfig, text: TextConfig, width: int | None = None):
         super().__init__()
         self.vision, self.text = SiglipVision(vision), TextTower(text)
         self.text_head = nn.Linear(text.width, width or text.width)
         self.text_head.apply(init_weights)
         self.scale = nn.Parameter(torch.tensor([log(10.0)]))  # t' of algorithm 1
-        self.bias = nn.Parameter(
-            torch.tensor([-10.0])
-        )  # b: at the start nearly every pair is a negative
+        self.bias = nn.Parameter(torch.tensor([-10.0]))  # b: nearly every pair is a negative
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) -> unit vectors (B, D)."""
         return F.normalize(self.vision.head(self.vision(pixel_values)), dim=-1)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, T) -> unit vectors (B, D), read from the last position, even if it is padding; no
-        causal mask.
-        """
+        """(B, T) -> unit vectors (B, D), from the last position, be it padding; no causal mask."""
         return F.normalize(self.text_head(self.text(input_ids, attention_mask)[:, -1]), dim=-1)
 
     def forward(
@@ -274,8 +262,7 @@ def check_pixels(pixel_values: Tensor, config: VisionConfig) -> None:
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's loss (figure 3): unit vectors (B, D) each, pair i belongs together -> cross-entropy,
-    both ways.
+    """CLIP's loss (figure 3): unit vectors (B, D) each, in pairs -> cross-entropy, both ways.
 
     The scale enters as its logarithm; clamp it to ln 100 after each step, as the paper does
     (section 2.5).
@@ -286,8 +273,9 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 
 def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """SigLIP's loss (algorithm 1): each pair alone is yes or no; summed over all pairs, divided by
-    B, not by B * B.
+    """SigLIP's loss (algorithm 1), unit vectors (B, D) each: every pair alone is yes or no.
+
+    It is summed over all pairs and divided by B, not by B * B.
     """
     logits = scale.exp() * image @ text.T + bias
     sign = 2 * torch.eye(len(image), device=image.device) - 1

@@ -1,32 +1,28 @@
-"""Contrastive losses over several processes: what each must know of the others, and what is sent
-for it.
+"""05 · Contrastive losses over several processes: what each must know of the others.
 
 Every process embeds its own b pairs, but the losses want all B = W * b of them. CLIP gathers: each
 process receives all features. SigLIP (Zhai et al. 2023, section 3.3) rotates: texts go around the
-ring, one neighbour at a time, and no process ever holds more than b * b logits. Both give the loss
-and the gradients of one process with all pairs, when the gradients are averaged over processes, as
-DistributedDataParallel does.
+ring, one neighbour at a time, and a process computes b * b logits at a time (autograd keeps each
+block for the backward pass). Both give the loss and the gradients of one process with all pairs,
+when the gradients are averaged over processes, as DistributedDataParallel does.
 """
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-sent = {"bytes": 0}  # by this process, forward and backward
-
 
 def shift(tensor: Tensor, by: int) -> Tensor:
-    """Send a tensor to the process ``by`` places on in the ring, and receive one from ``by`` places
-    back.
-    """
+    """Send a tensor ``by`` places on in the ring of processes, and receive one from as far back."""
     rank, world = dist.get_rank(), dist.get_world_size()
     received = torch.empty_like(tensor)
     out = dist.P2POp(dist.isend, tensor.contiguous(), (rank + by) % world)
     into = dist.P2POp(dist.irecv, received, (rank - by) % world)
     for work in dist.batch_isend_irecv([out, into]):
         work.wait()
-    sent["bytes"] += tensor.numel() * tensor.element_size()
     return received
 
 
@@ -34,37 +30,36 @@ class Rotate(torch.autograd.Function):
     """``shift`` by one, with a gradient: what came from the left goes back to the left."""
 
     @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        """This process's tensor -> its left neighbour's, of the same shape."""
         return shift(tensor, 1)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """The gradient of what came -> that of what was sent."""
         return shift(gradient, -1)
 
 
 class Gather(torch.autograd.Function):
-    """The rows of all processes: (b, D) -> (W * b, D); each row's gradient is the sum of all
-    processes' wishes.
-    """
+    """The rows of all processes; the gradient of each is the sum of those of all processes."""
 
     @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        """(b, D) -> (W * b, D)."""
         rows = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
         dist.all_gather(rows, tensor.contiguous())
-        sent["bytes"] += (len(rows) - 1) * tensor.numel() * tensor.element_size()
         return torch.cat(rows)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """(W * b, D) -> (b, D)."""
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
-        sent["bytes"] += gradient.numel() * gradient.element_size()
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def gathered_contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's loss on this process's b pairs against everybody's: unit vectors (b, D) each ->
-    scalar.
+    """CLIP's loss on this process's b pairs against everybody's: unit vectors (b, D) -> scalar.
 
     The mean over processes is ``contrastive_loss`` of all pairs.
     """
@@ -75,8 +70,7 @@ def gathered_contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Ten
 
 
 def rotated_sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """SigLIP's loss: this process's b images against everybody's texts, one neighbour's b texts at
-    a time.
+    """SigLIP's loss: b images against all texts, one neighbour's at a time: (b, D) -> scalar.
 
     The mean over processes is ``sigmoid_loss`` of all pairs. Only the first block holds positives.
     """

@@ -1,9 +1,10 @@
-"""LLaVA (Liu et al. 2023, "Visual Instruction Tuning"): a vision tower, a projector, a language
-model.
+"""08 · LLaVA (Liu et al. 2023): an image encoder, a projector, a language model.
 
-Data: token ids (B, T) in which every image stands as a run of placeholder ids, and the images (M,
-C, H, W) in the order of the placeholders -> logits (B, T, V). The placeholders' embeddings are
-replaced by projected patch vectors.
+Paper: "Visual Instruction Tuning".
+
+Data: token ids (B, T) in which every image is a run of placeholder ids, and the images (M, C, H, W)
+in the order of the placeholders -> logits (B, T, V). The placeholders' embeddings are replaced by
+projected patch vectors.
 """
 
 from dataclasses import dataclass
@@ -20,48 +21,46 @@ from minivlm.parts.masks import causal, runs
 
 @dataclass(frozen=True)
 class LlavaConfig:
+    """A ``Llava``'s two models, and what lies between them."""
+
     vision: VisionConfig
     text: DecoderConfig
     image_token_id: int
-    feature_layers: tuple[int, ...] = (
-        -2,
-    )  # hidden states of the vision tower; several are concatenated
-    keep_class: bool = (
-        False  # keep the class vector among the image tokens ("full"), or drop it ("default")
-    )
+    # hidden states of the image encoder that are read; several are concatenated
+    feature_layers: tuple[int, ...] = (-2,)
+    keep_class: bool = False  # the class vector among the image tokens ("full"), or not ("default")
     projector_act: str = "gelu"
     projector_bias: bool = True
-    two_way: bool = (
-        False  # let the tokens of an image see each other, later ones too; no published LLaVA does
-    )
+    # an image's tokens see each other, later ones too; no published LLaVA does that
+    two_way: bool = False
 
 
 class Llava(Prompted):
+    """CLIP's image tower, an MLP as the projector, a ``Decoder``."""
+
     def __init__(self, config: LlavaConfig):
         super().__init__()
-        self.config, self.image_token_id = config, config.image_token_id
-        states = config.vision.layers + 1
-        for layer in config.feature_layers:
+        c = self.config = config
+        self.image_token_id = c.image_token_id
+        states = c.vision.layers + 1
+        for layer in c.feature_layers:
             if not -states <= layer < states:
                 raise ValueError(
-                    f"feature layer {layer} is not among the {states} hidden states of the vision tower"
+                    f"feature layer {layer} is not among the {states} hidden states "
+                    "of the vision tower"
                 )
-        self.vision = ClipVision(config.vision)
-        features = config.vision.width * len(config.feature_layers)
-        width = config.text.width
-        self.projector = MLP(
-            features, width, config.projector_act, out=width, bias=config.projector_bias
-        )
+        self.vision = ClipVision(c.vision)
+        features, width = c.vision.width * len(c.feature_layers), c.text.width
+        self.projector = MLP(features, width, c.projector_act, out=width, bias=c.projector_bias)
         self.projector.apply(init_weights)
-        self.decoder = Decoder(config.text)
+        self.decoder = Decoder(c.text)
 
     def mask(self, input_ids: Tensor) -> Maybe:
         """Ids (B, T) -> who sees whom (B, 1, T, T), or None for causal."""
         if not self.config.two_way:
             return None
-        return causal(input_ids.shape[1]).to(input_ids.device) | runs(
-            input_ids == self.image_token_id
-        )
+        image = runs(input_ids == self.image_token_id)
+        return causal(input_ids.shape[1]).to(input_ids.device) | image
 
     @property
     def image_tokens(self) -> int:
@@ -75,9 +74,10 @@ class Llava(Prompted):
         return self.projector(features if self.config.keep_class else features[:, 1:])
 
 
-def train_stage(model: Llava, stage: int) -> None:
-    """Of the two stages (section 4.2): 1 trains the projector, 2 the language model too; never the
-    tower.
+def train_llava_stage(model: Llava, stage: int) -> None:
+    """Of the two stages (section 4.2): 1 trains the projector, 2 the language model too.
+
+    The image encoder is never trained.
     """
     if stage not in (1, 2):
         raise ValueError(f"LLaVA has stages 1 and 2, not {stage!r}")

@@ -1,10 +1,8 @@
-"""Text and images in one sequence of tokens, as discrete codes or as continuous vectors, and three
-ways to fuse them.
+"""04 · One sequence of text and image, as codes or as vectors, and three ways to fuse them.
 
-Papers: Ramesh et al. 2021 (DALL-E) and Chameleon Team 2024, discrete codes behind the text's ids;
+Papers: Ramesh et al. 2021 (DALL-E) and Chameleon Team 2024, discrete codes after the text's ids;
 Liu et al. 2023 (LLaVA), section 4.1, vectors at placeholders; Alayrac et al. 2022 (Flamingo),
 section 2.2, gated cross-attention.
-Notebook: 04_multimodal_tokens.
 
 Data: messages (dicts of role and content, in ChatML) and PIL images -> input_ids, labels and
 attention_mask (B, T), pixel_values (M, C, H, W), M images in the order of their placeholders.
@@ -12,6 +10,7 @@ attention_mask (B, T), pixel_values (M, C, H, W), M images in the order of their
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,24 +18,48 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minivlm.bpe import BPETokenizer
-from minivlm.parts.decoder import Cache, Decoder, DecoderConfig
+from minivlm.parts.decoder import Cache, Decoder, DecoderConfig, visible
 from minivlm.parts.layers import MLP, Attention, Maybe, init_weights
 from minivlm.vit import ViT, ViTConfig
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|image_start|>", "<|image|>", "<|image_end|>", "<|pad|>")
 ROLES = ("system", "user", "assistant")
 IMAGE = {"type": "image"}  # as a part of a message
-IGNORE = -100  # the label of a token that is not learned: what F.cross_entropy leaves out
-Piece = tuple[int, bool]  # an id, and whether it is learned
+IGNORE = -100  # the label of a token that is not trained on: what F.cross_entropy leaves out
+Piece = tuple[int, bool]  # an id, and whether it is trained on
+
+
+def count_images(messages: Sequence[dict]) -> int:
+    """How many images the messages have places for; one told in words has none."""
+    contents = [message["content"] for message in messages]
+    parts = [part for content in contents if not isinstance(content, str) for part in content]
+    return sum(part["type"] == "image" and "text" not in part for part in parts)
+
+
+def as_row(pieces: Sequence[Piece]) -> dict[str, Tensor]:
+    """Tokens -> input_ids, labels and attention_mask, (1, T) each."""
+    ids = torch.tensor([[i for i, _ in pieces]])
+    trained = torch.tensor([[flag for _, flag in pieces]])
+    labels = ids.masked_fill(~trained, IGNORE)
+    return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+
+
+def joined_images(rows: Sequence[dict]) -> dict[str, Tensor]:
+    """The images of all rows, or their numbers, in their order; nothing where no row has any."""
+    images = {}
+    for name in ("pixel_values", "image_numbers"):
+        if parts := [row[name] for row in rows if name in row]:
+            images[name] = torch.cat(parts)
+    return images
 
 
 @dataclass(frozen=True)
 class Processor:
     """Messages and images <-> what a model takes.
 
-    A turn is <|im_start|>role, newline, content, <|im_end|>, newline (ChatML). Learned is what the
-    assistant says and the <|im_end|> behind it. A control token in a text is a ValueError or, with
-    ``refuse=False``, text like any other.
+    A turn is <|im_start|>role, newline, content, <|im_end|>, newline (ChatML). Trained on are what
+    the assistant says and the <|im_end|> after it. A control token in a text is a ValueError or,
+    with ``refuse=False``, text like any other.
     """
 
     tokenizer: BPETokenizer  # with CONTROL among its special tokens
@@ -45,64 +68,61 @@ class Processor:
     refuse: bool = True
 
     def prepare(
-        self, messages: Sequence[dict], images: Sequence[Image.Image] = (), *, reply: bool = False
+        self,
+        messages: Sequence[dict],
+        images: Sequence[Image.Image] = (),
+        *,
+        numbers: Sequence[int] = (),
+        reply: bool = False,
     ) -> dict:
-        """One conversation -> input_ids, labels, attention_mask (1, T) and, with images,
-        pixel_values (M, C, H, W).
+        """One conversation -> input_ids, labels, attention_mask (1, T), pixel_values (M, C, H, W).
 
-        A content is a text or a list of parts, {"type": "text", "text": ...} or {"type": "image"},
-        which may have a "text" too: words in the place of the image. ``reply`` opens the
-        assistant's turn for generation. ValueError for an unknown role or part, or another number
-        of images.
+        The last only with images. A content is a text or a list of parts, {"type": "text",
+        "text": ...} or {"type": "image"}, which may have a "text" too: words in the place of the
+        image. ``numbers`` are those of the images in a stack that the caller keeps: the row then
+        has image_numbers (M,) instead. ``reply`` opens the assistant's turn for generation.
+        ValueError for an unknown role or part, or another number of images.
         """
         pieces = [piece for message in messages for piece in self._turn(message)]
         if reply:
             pieces += self._open("assistant")
-        contents = [message.get("content") for message in messages]
-        parts = [part for content in contents if not isinstance(content, str) for part in content]
-        places = sum(part["type"] == "image" and "text" not in part for part in parts)
-        if places != len(images):
+        given = len(images) + len(numbers)
+        if (places := count_images(messages)) != given:
             raise ValueError(
-                f"the messages have places for {places} images, but {len(images)} images are given"
+                f"the messages have places for {places} images, but {given} images are given"
             )
         if not pieces:
             raise ValueError("no message, no reply: nothing to prepare")
-        ids = torch.tensor([[i for i, _ in pieces]])
-        learned = torch.tensor([[flag for _, flag in pieces]])
-        row = {
-            "input_ids": ids,
-            "labels": ids.masked_fill(~learned, IGNORE),
-            "attention_mask": torch.ones_like(ids),
-        }
+        row = as_row(pieces)
+        if numbers:
+            return row | {"image_numbers": torch.tensor(numbers)}
         return row | {"pixel_values": self.to_pixels(images)} if images else row
 
     def collate(self, rows: Sequence[dict], side: str = "right") -> dict:
-        """Rows of ``prepare`` -> one batch, padded on the right (training) or the left
-        (generation).
-        """
+        """Rows of ``prepare`` -> one batch, padded on the right (training) or left (generation)."""
         if side not in ("left", "right"):
             raise ValueError(f"padding goes to the left or the right, not {side!r}")
         fills = {"input_ids": self._id("<|pad|>"), "labels": IGNORE, "attention_mask": 0}
         longest = max(row["input_ids"].shape[1] for row in rows)
         batch = {}
         for name, fill in fills.items():
-            gaps = [longest - row[name].shape[1] for row in rows]
-            ends = [(gap, 0) if side == "left" else (0, gap) for gap in gaps]
-            batch[name] = torch.cat(
-                [F.pad(row[name], end, value=fill) for row, end in zip(rows, ends, strict=True)]
-            )
-        pixels = [row["pixel_values"] for row in rows if "pixel_values" in row]
-        return batch | {"pixel_values": torch.cat(pixels)} if pixels else batch
+            padded = []
+            for row in rows:
+                gap = longest - row[name].shape[1]
+                ends = (gap, 0) if side == "left" else (0, gap)
+                padded.append(F.pad(row[name], ends, value=fill))
+            batch[name] = torch.cat(padded)
+        return batch | joined_images(rows)
 
     def pack(self, rows: Sequence[dict], length: int) -> dict:
-        """Rows of ``prepare``, several behind each other, -> input_ids, labels, segment_ids,
-        position_ids (R, length).
+        """Rows of ``prepare``, several in one -> input_ids, labels, segment_ids, position_ids.
 
-        In their order: one that no longer fits begins the next row. Positions count anew in each;
-        ``segments`` (with ``causal``) keeps them apart; the padding is a segment of its own.
-        ValueError for a row longer than ``length``.
+        Of shape (R, length), in their order: one that no longer fits begins the next row.
+        Positions count anew in each; ``segments`` (with ``causal``) keeps them apart; the padding
+        is a segment of its own. ValueError for a row longer than ``length``.
         """
-        packed, used = [], length
+        packed: list[list[Tensor]] = []
+        used = length
         for number, row in enumerate(rows):
             ids = row["input_ids"][0]
             if len(ids) > length:
@@ -111,7 +131,7 @@ class Processor:
                 packed.append([])
                 used = 0
             label = row["labels"][0].clone()
-            label[0] = IGNORE  # nothing before it foretells it
+            label[0] = IGNORE  # nothing before it predicts it
             place = torch.arange(len(ids))
             packed[-1].append(torch.stack([ids, label, torch.full_like(ids, number), place]))
             used += len(ids)
@@ -127,8 +147,7 @@ class Processor:
             name: torch.stack([F.pad(t, (0, length - len(t)), value=fill) for t in column])
             for (name, fill), column in zip(fills.items(), columns, strict=True)
         }
-        pixels = [row["pixel_values"] for row in rows if "pixel_values" in row]
-        return batch | {"pixel_values": torch.cat(pixels)} if pixels else batch
+        return batch | joined_images(rows)
 
     def kinds(self, input_ids: Sequence[int]) -> list[str]:
         """What each token is: text, image, special or padding (the KINDS of plotting.py)."""
@@ -137,36 +156,31 @@ class Processor:
         return [names.get(int(i), "special" if int(i) in special else "text") for i in input_ids]
 
     def messages(self, input_ids: Sequence[int]) -> list[dict]:
-        """Undo ``prepare``: ids (T,), padded or not, -> the messages. ValueError where they are no
-        whole turns.
-        """
+        """Undo ``prepare``: ids (T,), padded or not -> messages. ValueError unless whole turns."""
         rest = [int(i) for i in input_ids if int(i) != self._id("<|pad|>")]
-        end, newline, found = self._id("<|im_end|>"), self._text("\n"), []
+        end, newline = self._id("<|im_end|>"), self._text("\n")
+        turns: list[dict] = []
         while rest:
             stop = rest.index(end) if end in rest else len(rest)
             after = stop + 1 + len(newline)
             if rest[0] != self._id("<|im_start|>") or rest[stop:after] != [end, *newline]:
                 raise ValueError(
-                    f"turn {len(found)} is not between <|im_start|> and <|im_end|> with a newline"
+                    f"turn {len(turns)} is not between <|im_start|> and <|im_end|> with a newline"
                 )
             parts = self._parts(rest[1:stop]) or [{}]
             role, _, text = parts[0].get("text", "").partition("\n")
             if role not in ROLES:
                 raise ValueError(f"unknown role {role!r}; known: {list(ROLES)}")
-            parts = (
-                [{"type": "text", "text": text}, *parts[1:]]
-                if text or len(parts) == 1
-                else parts[1:]
-            )
+            parts = parts[1:]
+            if text or not parts:
+                parts = [{"type": "text", "text": text}, *parts]
             plain = len(parts) == 1 and parts[0]["type"] == "text"
-            found.append({"role": role, "content": parts[0]["text"] if plain else parts})
+            turns.append({"role": role, "content": parts[0]["text"] if plain else parts})
             rest = rest[after:]
-        return found
+        return turns
 
     def _parts(self, ids: list[int]) -> list[dict]:
-        """The ids of a turn -> parts; a run of text ids is one part, an image with its marks is
-        one.
-        """
+        """The ids of a turn -> parts: a run of text ids is one, an image with its marks is one."""
         first, last = self._id("<|image_start|>"), self._id("<|image_end|>")
         if first not in ids:
             return [{"type": "text", "text": self.tokenizer.decode(ids)}] if ids else []
@@ -185,37 +199,26 @@ class Processor:
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list | tuple):
             raise ValueError(f"a content is a text or a list of parts, not {content!r}")
-        body = [i for part in parts for i in self._part(part)]
-        said = [
-            (i, role == "assistant" and i != self._id("<|image|>"))
-            for i in [*body, self._id("<|im_end|>")]
-        ]
+        body = [i for part in parts for i in self._part(part)] + [self._id("<|im_end|>")]
+        image = self._id("<|image|>")
+        said = [(i, role == "assistant" and i != image) for i in body]
         return self._open(role) + said + [(i, False) for i in self._text("\n")]
 
-    def _open(self, role: str) -> list[Piece]:
+    def _open(self, role: str | None) -> list[Piece]:
         if role not in ROLES:
             raise ValueError(f"unknown role {role!r}; known: {list(ROLES)}")
         return [(i, False) for i in [self._id("<|im_start|>"), *self._text(f"{role}\n")]]
 
     def _part(self, part: dict) -> list[int]:
-        if (
-            isinstance(part, dict)
-            and part.get("type") == "image"
-            and isinstance(part.get("text", ""), str)
-        ):
-            run = (
-                self._text(part["text"])
-                if "text" in part
-                else [self._id("<|image|>")] * self.image_tokens
-            )
-            return [self._id("<|image_start|>"), *run, self._id("<|image_end|>")]
-        if (
-            isinstance(part, dict)
-            and part.get("type") == "text"
-            and isinstance(part.get("text"), str)
-        ):
-            return self._text(part["text"])
-        raise ValueError(f"unknown part of a content: {part!r}")
+        given = part if isinstance(part, dict) else {}
+        kind, words = given.get("type"), given.get("text")
+        if kind == "text" and isinstance(words, str):
+            return self._text(words)
+        if kind != "image" or ("text" in given and not isinstance(words, str)):
+            raise ValueError(f"unknown part of a content: {part!r}")
+        placeholders = [self._id("<|image|>")] * self.image_tokens
+        run = placeholders if words is None else self._text(words)
+        return [self._id("<|image_start|>"), *run, self._id("<|image_end|>")]
 
     def _text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text) if self.refuse else self.tokenizer.encode_ordinary(text)
@@ -225,36 +228,63 @@ class Processor:
 
 
 def splice(embeds: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
-    """Continuous route: embeds (B, T, D) with image vectors (M, N, D) put, in order, where places
-    (B, T) is True.
+    """Continuous route: vectors (M, N, D) put, in order, at the places (B, T) of embeds (B, T, D).
 
     ValueError unless there is exactly one place a vector, and every row holds whole images.
     """
+    images, each = vectors.shape[:2]
     per_row = places.sum(dim=1)
-    need = vectors.shape[0] * vectors.shape[1]
-    if per_row.sum() != need or (per_row % vectors.shape[1]).any():
+    if per_row.sum() != images * each or (per_row % each).any():
         raise ValueError(
-            f"{len(vectors)} images take {need} placeholders, {vectors.shape[1]} each; the rows hold {per_row.tolist()}"
+            f"{images} images take {images * each} placeholders, {each} each; "
+            f"the rows hold {per_row.tolist()}"
         )
     return embeds.masked_scatter(places[..., None], vectors)
 
 
 class Prompted(nn.Module):
-    """A language model in whose prompts every image stands as a run of placeholder ids.
+    """A language model in whose prompts every image is a run of placeholder ids.
 
     A subclass has the ``decoder``, the ``image_token_id``, in its table or not, and
     ``encode_images``.
     """
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor, **inputs: Tensor) -> Tensor:
-        """(B, T) and (M, C, H, W) -> (B, T, D): text embeddings, with the image vectors at the
-        placeholders.
-        """
+    decoder: Any  # called as ``Decoder`` is; a Blip2 may have none
+    image_token_id: int
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """(M, C, H, W) -> (M, N, D) in the language model's width."""
+        raise NotImplementedError
+
+    def mask(self, input_ids: Tensor) -> Maybe:
+        """Ids (B, T) of a prompt -> who sees whom (B, 1, T, T), or None for causal."""
+        return None
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor, **inputs: Maybe) -> Tensor:
+        """(B, T), (M, C, H, W) -> (B, T, D): text embeddings, image vectors at the placeholders."""
         places = input_ids == self.image_token_id  # (B, T)
-        embeds = self.decoder.embed(
-            input_ids.masked_fill(places, 0)
-        )  # the id may lie outside the table
-        return splice(embeds, places, self.encode_images(pixel_values, **inputs))
+        text = input_ids.masked_fill(places, 0)  # the id may lie outside the table
+        return splice(self.decoder.embed(text), places, self.encode_images(pixel_values, **inputs))
+
+    def states(
+        self,
+        input_ids: Tensor,
+        pixel_values: Maybe = None,
+        attention_mask: Maybe = None,
+        cache: Cache = None,
+        **inputs: Maybe,
+    ) -> Tensor:
+        """As ``forward`` -> the language model's states after its final norm (B, T, D)."""
+        if pixel_values is not None:
+            embeds = self.embed(input_ids, pixel_values, **inputs)
+            mask = self.mask(input_ids)
+            return self.decoder.states(None, attention_mask, cache, embeds=embeds, mask=mask)
+        fresh = cache is None or cache.length == 0  # later, the model may have said a placeholder
+        if fresh and (input_ids == self.image_token_id).any():
+            raise ValueError(
+                f"input_ids hold placeholders (id {self.image_token_id}), but no image is given"
+            )
+        return self.decoder.states(input_ids, attention_mask, cache)
 
     def forward(
         self,
@@ -262,39 +292,26 @@ class Prompted(nn.Module):
         pixel_values: Maybe = None,
         attention_mask: Maybe = None,
         cache: Cache = None,
-        **inputs,
+        **inputs: Maybe,
     ) -> Tensor:
         """Ids (B, T), images (M, C, H, W) or None, attention_mask (B, S) -> logits (B, T, V)."""
-        if pixel_values is None:
-            fresh = (
-                cache is None or cache.length == 0
-            )  # later, a placeholder can only be a token that was generated
-            if fresh and (input_ids == self.image_token_id).any():
-                raise ValueError(
-                    f"input_ids hold placeholders (id {self.image_token_id}), but no image is given"
-                )
-            return self.decoder(input_ids, attention_mask, cache)
-        embeds, mask = self.embed(input_ids, pixel_values, **inputs), self.mask(input_ids)
-        options = {} if mask is None else {"mask": mask}
-        return self.decoder(embeds=embeds, attention_mask=attention_mask, cache=cache, **options)
+        states = self.states(input_ids, pixel_values, attention_mask, cache, **inputs)
+        return self.decoder.head(states)
 
-    def mask(self, input_ids: Tensor) -> Maybe:
-        """Ids (B, T) of a prompt -> who sees whom (B, 1, T, T), or None for causal."""
+    def next_logits(self, input_ids: Tensor, **inputs: Any) -> Tensor:
+        """As ``forward``, of the last position alone: (B, V)."""
+        return self.decoder.head(self.states(input_ids, **inputs)[:, -1])
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each learned token given all before it: logits (B, T, V), labels (B, T) with
-    IGNORE.
-    """
+    """Cross-entropy of each token whose label (B, T) is not IGNORE, by the logits (B, T, V)."""
     logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     return F.cross_entropy(logits, labels, ignore_index=IGNORE)
 
 
 @dataclass(frozen=True)
 class ImageVocabulary:
-    """Discrete route: code c of the codebook is token ``text_size + c``, so text and image share
-    one table.
-    """
+    """Discrete route: code c is token ``text_size + c``, so text and image share one table."""
 
     text_size: int  # ids of the text vocabulary
     codes: int  # entries of the codebook
@@ -311,35 +328,31 @@ class ImageVocabulary:
         """Codes (B, rows, columns) -> (B, 1 + N + 1) ids, row by row, between the marks."""
         if tuple(codes.shape[1:]) != self.grid or codes.min() < 0 or codes.max() >= self.codes:
             raise ValueError(
-                f"need codes (B, *{self.grid}) in 0..{self.codes - 1}, got shape {tuple(codes.shape)}"
+                f"need codes (B, *{self.grid}) in 0..{self.codes - 1}, "
+                f"got shape {tuple(codes.shape)}"
             )
-        return F.pad(
-            F.pad(codes.flatten(1) + self.text_size, (1, 0), value=self.start),
-            (0, 1),
-            value=self.end,
-        )
+        started = F.pad(codes.flatten(1) + self.text_size, (1, 0), value=self.start)
+        return F.pad(started, (0, 1), value=self.end)
 
     def to_codes(self, ids: Tensor) -> Tensor:
-        """Ids (B, N) between the marks -> codes (B, rows, columns); ValueError names an id that is
-        no code.
+        """Ids (B, N) between the marks -> codes (B, rows, columns).
+
+        ValueError names an id that is no code.
         """
+        rows, columns = self.grid
         wrong = ids[(ids < self.text_size) | (ids >= self.size)]
-        if len(wrong) or ids.shape[1] != self.grid[0] * self.grid[1]:
-            named = (
-                f"token {wrong[0].item()} is no image code"
-                if len(wrong)
-                else f"{ids.shape[1]} tokens"
-            )
+        if len(wrong) or ids.shape[1] != rows * columns:
+            culprit = f"{ids.shape[1]} tokens"
+            if len(wrong):
+                culprit = f"token {wrong[0].item()} is no image code"
             raise ValueError(
-                f"{named}: an image is {self.grid[0]} x {self.grid[1]} of {self.text_size}..{self.size - 1}"
+                f"{culprit}: an image is {rows} x {columns} of {self.text_size}..{self.size - 1}"
             )
         return (ids - self.text_size).unflatten(1, self.grid)
 
 
 class EarlyFusion(nn.Module):
-    """One sequence: patch vectors before the question in one causal transformer (Chameleon, Fuyu,
-    LLaVA).
-    """
+    """One sequence: patch vectors, then the question, in one causal transformer (Fuyu, LLaVA)."""
 
     def __init__(self, vision: ViTConfig, text: DecoderConfig):
         super().__init__()
@@ -350,10 +363,8 @@ class EarlyFusion(nn.Module):
         image = self.vision(pixel_values)  # (B, 1 + N, D)
         embeds = torch.cat([image, self.decoder.embed(input_ids)], dim=1)
         mask = torch.cat([attention_mask.new_ones(image.shape[:2]), attention_mask], dim=1)
-        positions = (
-            mask.cumsum(dim=1) - 1
-        )  # the padding between image and question takes no position
-        return self.decoder(embeds=embeds, attention_mask=mask, positions=positions)[:, -1]
+        positions = mask.cumsum(dim=1) - 1  # padding after the image takes no position
+        return self.decoder.next_logits(embeds=embeds, attention_mask=mask, positions=positions)
 
 
 class LateFusion(nn.Module):
@@ -393,9 +404,7 @@ class GatedCrossAttention(nn.Module):
 
 
 class CrossFusion(nn.Module):
-    """The text asks, the image answers: before each block of the decoder, gated cross-attention to
-    the patches.
-    """
+    """The text asks, the image answers: gated cross-attention to the patches before each block."""
 
     def __init__(self, vision: ViTConfig, text: DecoderConfig, hidden: int):
         super().__init__()
@@ -408,7 +417,8 @@ class CrossFusion(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Tensor:
         """As ``EarlyFusion``."""
         image = self.vision(pixel_values)
-        x = self.decoder.states(
-            input_ids, attention_mask, before_block=lambda i, x: self.cross[i](x, image)
-        )
-        return self.decoder.head(x[:, -1])
+        x = self.decoder.embed(input_ids)
+        mask, rotary = visible(x, attention_mask), self.decoder.rotary(x)
+        for cross, block in zip(self.cross, self.decoder.blocks, strict=True):
+            x = block(cross(x, image), mask, rotary)
+        return self.decoder.head(self.decoder.norm(x)[:, -1])

@@ -1,20 +1,23 @@
-"""Figures of the course, in one style: attention masks (declared and measured), pictures, curves.
+"""Figures of the course, in one style: attention masks (declared and measured), images, curves.
 
 Colours are Okabe & Ito's, which colour-blind readers can tell apart; colour is never the only cue.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from PIL import Image
 from torch import Tensor
 
-COLORS = {
+HUES = {
     "black": "#000000",
     "orange": "#E69F00",
     "sky": "#56B4E9",
@@ -25,13 +28,13 @@ COLORS = {
     "purple": "#CC79A7",
 }
 KINDS = {  # kind of token -> (colour, mark before its label)
-    "text": (COLORS["blue"], ""),
-    "image": (COLORS["vermillion"], "▪ "),
-    "query": (COLORS["green"], "? "),
-    "special": (COLORS["purple"], "◆ "),
+    "text": (HUES["blue"], ""),
+    "image": (HUES["vermillion"], "▪ "),
+    "query": (HUES["green"], "? "),
+    "special": (HUES["purple"], "◆ "),
     "padding": ("#777777", "· "),
 }
-CYCLE = [COLORS[c] for c in ("blue", "vermillion", "green", "purple", "orange", "black")]
+CYCLE = [HUES[name] for name in ("blue", "vermillion", "green", "purple", "orange", "black")]
 DASHES = ["-", "--", "-.", ":"]
 
 
@@ -45,10 +48,9 @@ def show_mask(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw an attention mask (T, S): a filled square where the query (row) may attend to the key
-    (column).
+    """Draw an attention mask (T, S): filled where the query (row) may attend to the key (column).
 
-    labels and kinds (of KINDS) name the S keys; the queries carry the same ones unless they have
+    labels and kinds (of KINDS) name the S keys; the queries have the same ones unless they get
     their own.
     """
     mask = torch.as_tensor(mask).bool().cpu()
@@ -65,8 +67,8 @@ def show_mask(
     ax.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=1)
     ax.tick_params(which="both", length=0)
-    _label(ax.xaxis, labels, kinds, columns, rotation=90)
-    _label(ax.yaxis, query_labels, query_kinds, rows, rotation=0)
+    _name_positions(ax.xaxis, labels, kinds, columns, rotation=90)
+    _name_positions(ax.yaxis, query_labels, query_kinds, rows, rotation=0)
     ax.set(xlabel="key: attended to", ylabel="query: attends", title=title or "")
     patches = _patches({*(kinds or ()), *(query_kinds or ())})
     if len(patches) > 1:
@@ -76,7 +78,7 @@ def show_mask(
     return ax
 
 
-def _patches(kinds) -> list[Patch]:
+def _patches(kinds: Collection[str]) -> list[Patch]:
     """The entries of a legend for the kinds that occur."""
     return [
         Patch(color=color, label=mark + kind)
@@ -85,8 +87,12 @@ def _patches(kinds) -> list[Patch]:
     ]
 
 
-def _label(
-    axis, labels: Sequence[str] | None, kinds: Sequence[str] | None, count: int, rotation: int
+def _name_positions(
+    axis: Axis,
+    labels: Sequence[str] | None,
+    kinds: Sequence[str | None] | None,
+    count: int,
+    rotation: int,
 ) -> None:
     """Name the positions of one side, coloured and marked by kind."""
     labels = [str(i) for i in range(count)] if labels is None else labels
@@ -94,20 +100,23 @@ def _label(
     unknown = {kind for kind in kinds if kind is not None and kind not in KINDS}
     if len(labels) != count or len(kinds) != count or unknown:
         raise ValueError(
-            f"{count} positions, but {len(labels)} labels and {len(kinds)} kinds; unknown kinds: {sorted(unknown)}"
+            f"{count} positions, but {len(labels)} labels and {len(kinds)} kinds; "
+            f"unknown kinds: {sorted(unknown)}"
         )
     marks = [KINDS[kind][1] if kind else "" for kind in kinds]
-    axis.set_ticks(
-        range(count), [mark + label for mark, label in zip(marks, labels, strict=True)], fontsize=8
-    )
+    names = [mark + label for mark, label in zip(marks, labels, strict=True)]
+    axis.set_ticks(range(count), names, fontsize=8)
     for tick, kind in zip(axis.get_ticklabels(), kinds, strict=True):
         tick.set(rotation=rotation, color=KINDS[kind][0] if kind else "black")
 
 
-def show_masks(masks: dict[str, Tensor], labels=None, kinds=None, **options) -> Figure:
-    """Several masks side by side under their titles: the declared one beside the one that a model
-    obeys.
-    """
+def show_masks(
+    masks: dict[str, Tensor],
+    labels: Sequence[str] | None = None,
+    kinds: Sequence[str] | None = None,
+    **options: Any,
+) -> Figure:
+    """Several masks side by side under their titles: a declared one and the one measured."""
     rows, columns = next(iter(masks.values())).shape
     size = (len(masks) * (1.3 + 0.27 * columns) + 1, 1.4 + 0.27 * rows)
     figure, axes = plt.subplots(1, len(masks), figsize=size, squeeze=False, layout="constrained")
@@ -126,8 +135,7 @@ def show_tokens(
     width: int = 100,
     title: str = "",
 ) -> Axes:
-    """Every token as a box, in reading order, lines of ``width`` characters, coloured and marked by
-    kind (of KINDS).
+    """Tokens as boxes in lines of ``width`` characters, coloured and marked by kind (of KINDS).
 
     A token that is ``learned`` (its label is not ignored) has a filled box, every other one an
     outlined box.
@@ -135,9 +143,10 @@ def show_tokens(
     learned = [bool(flag) for flag in learned] or [False] * len(tokens)
     if not len(tokens) == len(kinds) == len(learned) or not {*kinds} <= {*KINDS}:
         raise ValueError(
-            f"{len(tokens)} tokens, {len(kinds)} kinds, {len(learned)} flags; known kinds: {list(KINDS)}"
+            f"{len(tokens)} tokens, {len(kinds)} kinds, {len(learned)} flags; "
+            f"known kinds: {list(KINDS)}"
         )
-    ax = plt.subplots(layout="constrained")[1]
+    figure, ax = plt.subplots(layout="constrained")
     x, line = 0.0, 0
     for token, kind, flag in zip(tokens, kinds, learned, strict=True):
         color, mark = KINDS[kind]
@@ -148,15 +157,20 @@ def show_tokens(
         ax.add_patch(
             Rectangle((x, line), side, 0.8, facecolor=color if flag else "white", edgecolor=color)
         )
-        style = {"ha": "center", "va": "center_baseline", "fontsize": 8, "family": "monospace"}
+        style: dict[str, Any] = {
+            "ha": "center",
+            "va": "center_baseline",
+            "fontsize": 8,
+            "family": "monospace",
+        }
         ax.text(x + side / 2, line + 0.4, text, color="white" if flag else color, **style)
         x += side + 0.4
-    ax.figure.set_size_inches(0.076 * width + 0.2, 0.25 * (line + 1) + 0.45 + 0.2 * bool(title))
+    figure.set_size_inches(0.076 * width + 0.2, 0.25 * (line + 1) + 0.45 + 0.2 * bool(title))
     ax.set(xlim=(-0.5, width + 0.5), ylim=(line + 1, -0.3), title=title)
     ax.axis("off")
     states = {"learned": "#444444", "not learned": "white"} if any(learned) else {}
     legend = _patches(kinds) + [
-        Patch(facecolor=c, edgecolor="#444444", label=name) for name, c in states.items()
+        Patch(facecolor=color, edgecolor="#444444", label=name) for name, color in states.items()
     ]
     ax.legend(
         handles=legend, loc="upper left", bbox_to_anchor=(0, 0), ncols=7, frameon=False, fontsize=8
@@ -169,8 +183,8 @@ def effective_mask(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
     fn maps x (S, D) or (1, S, D) to (T, E) or (1, T, E). Entry (t, s) is True when some feature of
     output t has a non-zero derivative with respect to some feature of input s. A masked softmax
-    gives exactly zero there. A random projection of every output stands for its features, so that
-    they cannot cancel each other.
+    gives exactly zero there. What is derived is a random projection of output t, in which its
+    features cannot cancel each other.
     """
     x = x.detach().clone().requires_grad_()
     y = fn(x)
@@ -195,9 +209,7 @@ def effective_mask(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def show_images(
     images: Sequence, titles: Sequence[str] | None = None, *, columns: int = 6, size: float = 1.6
 ) -> Figure:
-    """A grid of pictures (PIL, numpy (H, W, 3) or tensor (3, H, W) in 0..1), pixels kept sharp,
-    titles above.
-    """
+    """A grid of images (PIL, numpy (H, W, 3) or tensor (3, H, W) in 0..1) with sharp pixels."""
     if not len(images) or (titles is not None and len(titles) != len(images)):
         raise ValueError(f"{len(images)} images, but {0 if titles is None else len(titles)} titles")
     columns = min(columns, len(images))
@@ -214,32 +226,31 @@ def show_images(
         ax.axis("off")
     for i, image in enumerate(images):
         ax = axes.flat[i]
-        ax.imshow(
-            image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else image,
-            interpolation="nearest",
-        )
+        shown = image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else image
+        ax.imshow(shown, interpolation="nearest")
         if titles:
             ax.set_title(titles[i], fontsize=8)
     return figure
 
 
 def show_boxes(
-    image, boxes: dict[str, Sequence[Sequence[float]]], *, title: str = "", ax: Axes | None = None
+    image: Image.Image,
+    boxes: dict[str, Sequence[Sequence[float]]],
+    *,
+    title: str = "",
+    ax: Axes | None = None,
 ) -> Axes:
-    """A PIL image with boxes (x1, y1, x2, y2) in pixels, x2 and y2 just outside: one colour and one
-    dash a name.
+    """A PIL image with boxes (x1, y1, x2, y2) in pixels, x2 and y2 just outside.
+
+    Each name in ``boxes`` has its own colour and dashes.
     """
     ax = ax or plt.subplots(figsize=(2.6, 3), layout="constrained")[1]
-    ax.imshow(
-        image, extent=(0, image.width, image.height, 0), interpolation="nearest"
-    )  # pixel edges at integers
-    for i, (name, found) in enumerate(boxes.items()):
-        style = {
-            "edgecolor": CYCLE[i % len(CYCLE)],
-            "linestyle": DASHES[i % len(DASHES)],
-            "fill": False,
-        }
-        for j, (x1, y1, x2, y2) in enumerate(found):
+    # pixel edges at integers
+    ax.imshow(image, extent=(0, image.width, image.height, 0), interpolation="nearest")
+    for i, (name, corners) in enumerate(boxes.items()):
+        color, dash = CYCLE[i % len(CYCLE)], DASHES[i % len(DASHES)]
+        style: dict[str, Any] = {"edgecolor": color, "linestyle": dash, "fill": False}
+        for j, (x1, y1, x2, y2) in enumerate(corners):
             label = name if j == 0 else None
             ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, linewidth=2, label=label, **style))
     ax.set_title(title, fontsize=8)
@@ -257,9 +268,7 @@ def show_curves(
     smooth: int = 1,
     ax: Axes | None = None,
 ) -> Axes:
-    """One line a name, each with its own colour and dashes; ``smooth`` is the window of a running
-    mean.
-    """
+    """A line for each name, in its own colour and dashes: a running mean of ``smooth`` values."""
     ax = ax or plt.subplots(figsize=(5, 3), layout="constrained")[1]
     for i, (name, values) in enumerate(curves.items()):
         window = min(smooth, len(values))

@@ -1,18 +1,16 @@
-"""Qwen-VL: a resampler that knows places makes few tokens of many patches; three stages; answers
-that point.
+"""09 · Qwen-VL (Bai et al. 2023): a resampler that knows places, three stages, answers that point.
 
-Paper: Bai et al. 2023 (Qwen-VL), section 2.1 (the model), 2.2 (inputs and outputs), 3 (the stages),
-appendix B (data).
-Notebook: 09_qwen_vl. Boxes as text and the tasks are in grounding.py.
+Paper: section 2.1 (the model), 2.2 (inputs and outputs), 3 (the stages), appendix B (data). Boxes
+as text are in boxes.py, the tasks in scenes/tasks.py.
 
 Data: pixel_values (M, C, H, W) -> patch states (M, N, memory) -> resampled (M, Q, D), whatever N
-is; with the ids (B, T), in which every image holds Q places, logits (B, T, V).
+is; with the ids (B, T), in which every image takes Q places, logits (B, T, V).
 
-What is verified: resampler and image tower against computations made of torch's own layers, after
+What is verified: resampler and image encoder against computations made of torch's own layers, after
 the released visual.py; their parameter counts; the labels against the rule of the released
 finetune.py. What is not: a released checkpoint (transformers has no port of Qwen-VL, so
-``from_pretrained`` reads none) and the language model Qwen-7B, for which decoder.py stands; that
-one has biases on q, k and v alone, and scales attention beyond its training length.
+``from_pretrained`` reads none) and the language model Qwen-7B, whose part ``Decoder`` plays;
+Qwen-7B has biases on q, k and v alone, and scales attention beyond its training length.
 """
 
 from collections.abc import Sequence
@@ -24,8 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minivlm.boxes import TAGS
-from minivlm.clip import ClipVision, VisionConfig
-from minivlm.multimodal import IGNORE, IMAGE, Piece, Processor, Prompted
+from minivlm.clip import VisionConfig, encoder_blocks
+from minivlm.multimodal import IMAGE, Piece, Processor, Prompted, as_row
 from minivlm.parts.decoder import Decoder
 from minivlm.parts.layers import (
     Attention,
@@ -36,8 +34,7 @@ from minivlm.parts.layers import (
     split_heads,
 )
 from minivlm.parts.masks import causal, segments
-from minivlm.scenes.questions import Question
-from minivlm.vit import EncoderBlock, resize_positions, sincos_2d
+from minivlm.vit import resize_positions, sincos_2d
 
 EPS = 1e-6  # of every norm
 BIGG = VisionConfig(
@@ -46,9 +43,7 @@ BIGG = VisionConfig(
 
 
 class ImageTower(nn.Module):
-    """OpenCLIP's ViT-bigG as Qwen-VL has it: no class token, a norm before the blocks and none
-    behind them.
-    """
+    """OpenCLIP's ViT-bigG as in Qwen-VL: no class token, a norm before the blocks, none after."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -57,20 +52,20 @@ class ImageTower(nn.Module):
         self.patch = nn.Conv2d(c.channels, c.width, c.patch, stride=c.patch, bias=False)
         self.positions = nn.Parameter(torch.empty(self.side**2, c.width))
         self.pre_norm = nn.LayerNorm(c.width, c.eps)
-        self.blocks = nn.ModuleList(
-            EncoderBlock(c.width, c.heads, c.hidden, eps=c.eps, act=c.act) for _ in range(c.layers)
-        )
+        self.blocks = encoder_blocks(c)
         self.apply(init_weights)
         nn.init.normal_(self.positions, std=c.width**-0.5)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Square images (B, C, S, S) of any size that the patches divide -> (B, N, D); the
-        positions are resized.
+        """Square images (B, C, S, S) of any size that the patches divide -> (B, N, D).
+
+        The positions are resized.
         """
         c, (*_, height, width) = self.config, pixel_values.shape
         if height != width or height % c.patch:
             raise ValueError(
-                f"images must be square, in whole patches of {c.patch}; got {height} x {width} pixels"
+                f"images must be square, in whole patches of {c.patch}; "
+                f"got {height} x {width} pixels"
             )
         grid = (height // c.patch,) * 2
         x = self.patch(pixel_values).flatten(2).transpose(1, 2)  # (B, N, D)
@@ -78,20 +73,6 @@ class ImageTower(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
-
-
-class ClipPatches(nn.Module):
-    """A trained CLIP's tower in place of ``ImageTower``: the patches of its last layer, without the
-    class token.
-    """
-
-    def __init__(self, tower: ClipVision):
-        super().__init__()
-        self.tower, self.config = tower, tower.config
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, S, S) -> (B, N, D)."""
-        return self.tower.hidden_states(pixel_values)[-1][:, 1:]
 
 
 def position_table(kind: str, side: int, width: int) -> Tensor:
@@ -145,7 +126,7 @@ class Resampler(nn.Module):
         return [split_heads(t, attention.heads) for t in (q, k, attention.v(x))]
 
     def forward(self, image: Tensor) -> Tensor:
-        """Patch states (B, N, memory) of a square grid -> (B, Q, D); every query sees every patch."""
+        """Patch states (B, N, memory) of a square grid -> (B, Q, D); a query sees all patches."""
         return self.attention.out(merge_heads(attend(*self._project(image))))
 
     @torch.no_grad()
@@ -156,12 +137,10 @@ class Resampler(nn.Module):
 
 
 class QwenVL(Prompted):
-    """An image tower, the resampler with a norm and a projection behind it, and a language model.
+    """An image encoder, the resampler with a norm and a projection after it, a language model.
 
-    vision: (M, C, H, W) -> (M, N, memory), with a ``config`` that tells the width: ``ImageTower``
-    or ``ClipPatches``.
-    token: the id that holds the place of a resampled vector. heads: the released model has one for
-    each 128 features.
+    vision: (M, C, H, W) -> (M, N, memory), with a ``config`` that tells the width: ``ImageTower``.
+    token: the placeholder's id. heads: of the resampler; the released one has 128 features a head.
     """
 
     def __init__(
@@ -196,31 +175,40 @@ class QwenVL(Prompted):
 
 
 def packed_logits(model: Prompted, batch: dict[str, Tensor]) -> Tensor:
-    """What ``Processor.pack`` returns -> logits (R, T, V); no example sees another, positions count
-    anew in each.
+    """What ``Processor.pack`` returns, with its pixel_values -> logits (R, T, V).
+
+    No example sees another, and positions count anew in each.
     """
-    mask = segments(batch["segment_ids"]) & causal(batch["input_ids"].shape[1]).to(
-        batch["segment_ids"].device
-    )
+    mask = segments(batch["segment_ids"])
+    mask = mask & causal(mask.shape[-1]).to(mask.device)
     embeds = model.embed(batch["input_ids"], batch["pixel_values"])
     return model.decoder(embeds=embeds, mask=mask, positions=batch["position_ids"])
 
 
-def train_stage(model: QwenVL, stage: int) -> None:
-    """Of the three stages (section 3): 1 freezes the language model, 2 nothing, 3 the image tower.
+def train_qwen_vl_stage(model: QwenVL, stage: int) -> None:
+    """Of the stages (section 3): 1 freezes the language model, 2 nothing, 3 the image encoder.
 
-    In stage 3 the norm and the projection behind the resampler rest too: the released code counts
-    them to the tower.
+    In stage 3 the norm and the projection after the resampler rest too: the released code counts
+    them to the image encoder.
     """
     if stage not in (1, 2, 3):
         raise ValueError(f"Qwen-VL has stages 1, 2 and 3, not {stage!r}")
     model.requires_grad_(True)
-    for part in {1: [model.decoder], 2: [], 3: [model.vision, model.norm, model.projection]}[stage]:
+    frozen = {1: [model.decoder], 2: [], 3: [model.vision, model.norm, model.projection]}
+    for part in frozen[stage]:
         part.requires_grad_(False)
 
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *TAGS, "<img>", "</img>", "<imgpad>")
-OWN_NAMES = {
+QWEN_VL_MARKS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    *TAGS,
+    "<img>",
+    "</img>",
+    "<imgpad>",
+)
+QWEN_VL_NAMES = {
     "<|image_start|>": "<img>",
     "<|image|>": "<imgpad>",
     "<|image_end|>": "</img>",
@@ -229,57 +217,71 @@ OWN_NAMES = {
 
 
 class QwenProcessor(Processor):
-    """Messages and tasks in Qwen-VL's tokens (SPECIAL): the tags of boxes are tokens, in whatever
-    text they stand.
+    """Messages and tasks in Qwen-VL's tokens (QWEN_VL_MARKS).
+
+    The tags of boxes are tokens, whatever text they are in.
     """
 
-    def task(self, asked: Question, image: Image.Image, *, reply: bool = False) -> dict:
-        """A row of stage 2 (appendix B): image, prompt, answer, <|endoftext|>; learned are the
-        answer and the end.
+    def task(
+        self,
+        prompt: str,
+        answer: str,
+        image: Image.Image | None = None,
+        *,
+        number: int | None = None,
+        reply: bool = False,
+    ) -> dict:
+        """A row of stage 2 (appendix B): image, prompt, answer, <|endoftext|>.
 
-        ``reply`` leaves out what is learned, for generation; the end is the end of text then.
+        Trained on are the answer and the end; ``reply`` leaves them out, for generation. ``number``
+        in place of the image: see ``Processor.prepare``.
         """
-        prompt = asked.text + " Answer:" * asked.text.endswith("?")
-        answer = asked.answer if asked.answer.startswith("<") else f" {asked.answer}"
-        known = [*self._part(IMAGE), *self._text(prompt)]
-        learned = [] if reply else [*self._text(answer), self._id("<|endoftext|>")]
-        row = {"input_ids": known + learned, "labels": [IGNORE] * len(known) + learned}
-        row = {name: torch.tensor([ids]) for name, ids in row.items()}
-        mask = torch.ones_like(row["input_ids"])
-        return row | {"attention_mask": mask, "pixel_values": self.to_pixels([image])}
+        if prompt.endswith("?"):
+            prompt += " Answer:"
+        if not answer.startswith("<"):
+            answer = f" {answer}"
+        pieces = [(i, False) for i in [*self._part(IMAGE), *self._text(prompt)]]
+        if not reply:
+            pieces += [(i, True) for i in [*self._text(answer), self._id("<|endoftext|>")]]
+        if image is None:
+            return as_row(pieces) | {"image_numbers": torch.tensor([number])}
+        return as_row(pieces) | {"pixel_values": self.to_pixels([image])}
 
     def _turn(self, message: dict) -> list[Piece]:
-        """Of every turn, whoever speaks, <|im_start|>, <|im_end|> and the newline behind are
-        learned (finetune.py).
+        """Of every turn, <|im_start|>, <|im_end|> and the newline after it are trained on too.
+
+        So does the released finetune.py, whichever role speaks.
         """
         pieces, end = super()._turn(message), 1 + len(self._text("\n"))
         marks = {0, *range(len(pieces) - end, len(pieces))}
-        return [(i, learned or place in marks) for place, (i, learned) in enumerate(pieces)]
+        return [(i, trained or place in marks) for place, (i, trained) in enumerate(pieces)]
 
     def _text(self, text: str) -> list[int]:
-        return (
-            self.tokenizer.encode(text, allowed_special=TAGS)
-            if self.refuse
-            else super()._text(text)
-        )
+        if not self.refuse:
+            return super()._text(text)
+        return self.tokenizer.encode(text, allowed_special=TAGS)
 
     def _id(self, name: str) -> int:
-        return super()._id(OWN_NAMES.get(name, name))
+        return super()._id(QWEN_VL_NAMES.get(name, name))
 
 
-def pictures(messages: Sequence[dict]) -> list[dict]:
-    """Number the images through a conversation, as the released demo does: "Picture 1: ", the
-    image, a newline.
+def number_images(messages: Sequence[dict]) -> list[dict]:
+    """Number the images through a conversation, as the released demo does.
+
+    Each is "Picture 1: ", the image, a newline.
     """
-    numbers, said = count(1), []
-    text = lambda words: {"type": "text", "text": words}
+    numbers, numbered = count(1), []
     for message in messages:
         content = message["content"]
-        if not isinstance(content, str):
-            named = [
-                [text(f"Picture {next(numbers)}: "), p, text("\n")] if p == IMAGE else [p]
-                for p in content
-            ]
-            content = [part for parts in named for part in parts]
-        said.append(message | {"content": content})
-    return said
+        if isinstance(content, str):
+            numbered.append(dict(message))
+            continue
+        parts = []
+        for part in content:
+            if part == IMAGE:
+                opening = {"type": "text", "text": f"Picture {next(numbers)}: "}
+                parts += [opening, part, {"type": "text", "text": "\n"}]
+            else:
+                parts.append(part)
+        numbered.append(message | {"content": parts})
+    return numbered

@@ -1,7 +1,6 @@
-"""The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"): image -> patch
-vectors.
+"""02 · The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words").
 
-Notebook 02. Data: pixel_values (B, C, H, W) -> (B, 1 + N, D), a class vector and one vector for
+Data: pixel_values (B, C, H, W) -> (B, 1 + N, D), a class vector and one vector for
 each of the N patches.
 """
 
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from minivlm.parts.layers import MLP, Attention, init_weights
+from minivlm.parts.layers import MLP, Attention, LayerCache, Maybe, init_weights
 
 
 def to_pixels(
@@ -34,13 +33,10 @@ def to_pixels(
     images = [as_rgb(image) for image in images]
     if size is not None:
         images = [image.resize((size[1], size[0]), Image.Resampling.BICUBIC) for image in images]
-    if len({image.size for image in images}) != 1:
-        raise ValueError(
-            f"images of one batch need one size, got {sorted({image.size for image in images})}"
-        )
-    pixels = torch.from_numpy(
-        np.stack([np.asarray(image) for image in images])
-    )  # (B, H, W, 3) bytes
+    sizes = sorted({image.size for image in images})
+    if len(sizes) != 1:
+        raise ValueError(f"images of one batch need one size, got {sizes}")
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # (B, H, W, 3)
     return ((pixels / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
 
 
@@ -58,9 +54,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """Cut images (B, C, H, W) into (B, N, C * p * p), patches in reading order, each flattened as
-    (C, p, p).
-    """
+    """Cut images (B, C, H, W) into patches in reading order, (C, p, p) each: (B, N, C * p * p)."""
     height, width = images.shape[-2:]
     if height % patch or width % patch:
         raise ValueError(
@@ -76,15 +70,12 @@ def unpatchify(patches: Tensor, patch: int, rows: int) -> Tensor:
         raise ValueError(
             f"{tuple(patches.shape)} are no patches of {patch} x {patch} in {rows} rows"
         )
-    grid = patches.unflatten(2, (-1, patch, patch)).unflatten(
-        1, (rows, -1)
-    )  # (B, rows, columns, C, p, p)
+    grid = patches.unflatten(2, (-1, patch, patch)).unflatten(1, (rows, -1))  # (B, r, c, C, p, p)
     return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
 def sincos_2d(rows: int, columns: int, width: int, theta: float = 10_000.0) -> Tensor:
-    """Fixed 2-D positions (N, D): a quarter of the features each for sin and cos of the row and of
-    the column.
+    """Fixed 2-D positions (N, D): a quarter of the features for each sin and cos of row and column.
 
     Chen et al. 2021 (MoCo v3), section 4: 1-D sin-cos of both coordinates, side by side. ``theta``
     is the longest wavelength over 2 pi; a grid of four columns needs no more than 10.
@@ -98,9 +89,7 @@ def sincos_2d(rows: int, columns: int, width: int, theta: float = 10_000.0) -> T
 
 
 def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Interpolate patch positions (1, N, D) from a grid of ``old`` (rows, columns) to ``new``,
-    bicubic.
-    """
+    """Patch positions (1, N, D) of a grid ``old`` (rows, columns), bicubic -> of ``new``."""
     if old == new:
         return positions
     grid = positions.unflatten(1, old).permute(0, 3, 1, 2)  # (1, D, rows, columns)
@@ -110,6 +99,8 @@ def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, in
 
 @dataclass(frozen=True)
 class ViTConfig:
+    """The sizes of a ``ViT``."""
+
     image_size: tuple[int, int]  # (H, W) that the positions are for; other sizes interpolate them
     patch: int
     width: int
@@ -122,7 +113,6 @@ class ViTConfig:
     bias: bool = True  # of q, k, v
     classes: int = 0  # above 0: a linear classifier
     pool: str = "class"  # what it reads: the class token, or the mean of the patches
-    pooler: bool = False  # the published encoder's Linear and tanh on the class token
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -131,9 +121,7 @@ class ViTConfig:
 
 
 class EncoderBlock(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): the pre-norm block of ViT (eq. 2 and 3), also
-    CLIP's.
-    """
+    """x + attention(norm(x)), then x + mlp(norm(x)): ViT (eq. 2 and 3), also CLIP and OPT."""
 
     def __init__(
         self, width: int, heads: int, hidden: int, *, eps: float, act: str, bias: bool = True
@@ -144,12 +132,15 @@ class EncoderBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps)
         self.mlp = MLP(width, hidden, act)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attention(self.norm1(x), mask)
+    def forward(self, x: Tensor, mask: Maybe = None, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, D), mask broadcastable to (B, h, T, S) -> (B, T, D); cache: of ``Attention``."""
+        x = x + self.attention(self.norm1(x), mask, cache=cache)
         return x + self.mlp(self.norm2(x))
 
 
 class ViT(nn.Module):
+    """Class token and patches, with positions, through pre-norm blocks; perhaps a classifier."""
+
     def __init__(self, config: ViTConfig):
         super().__init__()
         c = self.config = config
@@ -163,7 +154,6 @@ class ViT(nn.Module):
             for _ in range(c.layers)
         )
         self.norm = nn.LayerNorm(c.width, c.eps)
-        self.pooler = nn.Linear(c.width, c.width) if c.pooler else None
         self.classifier = nn.Linear(c.width, c.classes) if c.classes else None
         self.apply(init_weights)
         nn.init.normal_(self.class_token, std=0.02)
@@ -180,9 +170,8 @@ class ViT(nn.Module):
         patches = grid.flatten(2).transpose(1, 2)  # (B, N, D)
         class_position, positions = self.positions.split([1, c.grid[0] * c.grid[1]], dim=1)
         patches = patches + resize_positions(positions, c.grid, tuple(grid.shape[-2:]))
-        return torch.cat(
-            [(self.class_token + class_position).expand(len(patches), -1, -1), patches], dim=1
-        )
+        token = (self.class_token + class_position).expand(len(patches), -1, -1)
+        return torch.cat([token, patches], dim=1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1 + N, D), after the final norm (eq. 4)."""

@@ -1,23 +1,19 @@
-"""The VQ-VAE (van den Oord et al. 2017, "Neural Discrete Representation Learning"): image ->
-integers -> image.
+"""03 · The VQ-VAE (van den Oord et al. 2017, "Neural Discrete Representation Learning").
 
-Notebook 03. Data: images (B, C, H, W) in 0..1 -> ids (B, h, w), h = H / stride -> images (B, C, H,
-W).
+Data: images (B, C, H, W) in 0..1 -> ids (B, h, w), h = H / stride -> images (B, C, H, W).
 Shapes: K codes of D numbers each, N vectors in a batch. The arithmetic of the quantizer is that of
 DeepMind's sonnet.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from minivlm.pretrained.checkpoints import Names, fill, read_json, read_tensors, write
 from minivlm.vit import to_pixels
 
 TINY = 1e-12  # added to the weights of a random choice, which must not all be zero
@@ -25,27 +21,23 @@ TINY = 1e-12  # added to the weights of a random choice, which must not all be z
 
 @dataclass(frozen=True)
 class VQVAEConfig:
+    """The sizes of a ``VQVAE``, and how its codebook moves."""
+
     codes: int = 128  # K
     dim: int = 16  # D, numbers a code
-    widths: tuple[int, ...] = (
-        16,
-        32,
-        64,
-    )  # channels after each strided convolution; each halves height and width
+    widths: tuple[int, ...] = (16, 32, 64)  # channels after each convolution that halves the size
     blocks: int = 1  # residual blocks
     hidden: int = 32  # channels inside a residual block
     channels: int = 3
-    mean: tuple[float, ...] = (
-        0.5,
-        0.5,
-        0.5,
-    )  # subtracted from the image, so that zero padding is the background
+    # subtracted from the image, so that zero padding is the background
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     variance: float = 1.0  # of the training pixels; the reconstruction loss is measured in it
     beta: float = 0.25  # weight of the commitment loss
     ema: bool = True  # codes follow moving averages; False: the codebook loss moves them
     decay: float = 0.99  # of the moving averages, a step
     epsilon: float = 1e-5  # of the Laplace smoothing
-    restart: float = 0.0  # a code with a smaller average count (vectors a batch) moves to a vector without a near code
+    # a code with a smaller average count (vectors a batch) moves to a vector without a near code
+    restart: float = 0.0
 
     @property
     def stride(self) -> int:
@@ -83,7 +75,7 @@ def tally(vectors: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class Quantizer(nn.Module):
-    """The codebook: each vector of a grid gives way to the nearest of K codes (paper, eq. 1 and 2)."""
+    """The codebook: each vector of a grid gives way to the nearest of K codes (eq. 1 and 2)."""
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
@@ -94,16 +86,16 @@ class Quantizer(nn.Module):
         self.register_buffer("sums", start.clone())  # m_i
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (B, D, h, w) -> codes (B, D, h, w) that pass gradients straight through to z, ids (B,
-        h, w), loss.
+        """z (B, D, h, w) -> codes (B, D, h, w), ids (B, h, w), loss.
+
+        The codes pass gradients straight through to z.
         """
         vectors = z.movedim(1, 3)  # (B, h, w, D)
         flat = vectors.detach().flatten(0, 2)
         ids = nearest(flat, self.codebook)
         codes = self.codebook[ids].view_as(vectors)
-        loss = self.config.beta * F.mse_loss(
-            vectors, codes.detach()
-        )  # commitment: third term of eq. 3
+        commitment = F.mse_loss(vectors, codes.detach())  # third term of eq. 3
+        loss = self.config.beta * commitment
         if not self.config.ema:
             loss = loss + F.mse_loss(codes, vectors.detach())  # codebook: second term
         if self.training:
@@ -113,16 +105,14 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def update(self, vectors: Tensor, ids: Tensor) -> None:
-        """Moving averages of counts and sums, their quotient as codes (appendix A.1), and restarts."""
+        """Moving averages of counts and sums, their quotient as codes (appendix A.1), restarts."""
         c = self.config
         counts, sums = tally(vectors, ids, c.codes)
         self.counts.lerp_(counts, 1 - c.decay)
         self.sums.lerp_(sums, 1 - c.decay)
         if c.ema:
-            n = self.counts.sum()
-            smooth = (
-                (self.counts + c.epsilon) / (n + c.codes * c.epsilon) * n
-            )  # no code divides by zero
+            n = self.counts.sum()  # smoothed, so that no code divides by zero
+            smooth = (self.counts + c.epsilon) / (n + c.codes * c.epsilon) * n
             self.codebook.copy_(self.sums / smooth[:, None])
         dead = (self.counts < c.restart).nonzero()[:, 0]
         if len(dead):
@@ -131,23 +121,22 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def place(self, rows: Tensor, vectors: Tensor) -> None:
-        """Put codes (rows,) on vectors (rows, D), with the statistics of a code that one vector
-        chose.
-        """
+        """Put codes (rows,) on vectors (rows, D), as if one vector had chosen each."""
         self.codebook[rows], self.sums[rows], self.counts[rows] = vectors, vectors, 1.0
 
 
 def init_relu(module: nn.Module) -> None:
-    """Weights of variance 2 / fan_in, so that signals keep their size through ReLUs (He et al.
-    2015, eq. 10).
+    """Weights of variance 2 / fan_in: signals keep their size through ReLUs.
+
+    He et al. 2015, eq. 10.
     """
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        transposed = isinstance(
-            module, nn.ConvTranspose2d
-        )  # (in, out, k, k), and each output sees k / stride inputs
-        seen = module.weight[0, 0].numel() / (module.stride[0] ** 2 if transposed else 1)
+        seen: float = module.weight[0, 0].numel()
+        if isinstance(module, nn.ConvTranspose2d):  # (in, out, k, k); an output sees k / stride
+            seen /= module.stride[0] ** 2
         nn.init.normal_(module.weight, std=(2 / (module.in_channels * seen)) ** 0.5)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class ResidualBlock(nn.Module):
@@ -159,13 +148,12 @@ class ResidualBlock(nn.Module):
         self.back = nn.Conv2d(hidden, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
         return x + self.back(F.relu(self.look(F.relu(x))))
 
 
 def encoder(c: VQVAEConfig) -> nn.Sequential:
-    """(B, C, H, W) -> (B, D, h, w): 4 x 4 convolutions of stride 2, residual blocks, 1 x 1 to the
-    size of a code.
-    """
+    """(B, C, H, W) -> (B, D, h, w): 4 x 4 convolutions of stride 2, residual blocks, 1 x 1."""
     layers: list[nn.Module] = []
     for before, after in pairwise((c.channels, *c.widths)):
         layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
@@ -174,9 +162,7 @@ def encoder(c: VQVAEConfig) -> nn.Sequential:
 
 
 def decoder(c: VQVAEConfig) -> nn.Sequential:
-    """(B, D, h, w) -> (B, C, H, W): 3 x 3 convolution, residual blocks, transposed convolutions of
-    stride 2.
-    """
+    """(B, D, h, w) -> (B, C, H, W): 3 x 3 convolution, residual blocks, transposed convolutions."""
     blocks = [ResidualBlock(c.widths[-1], c.hidden) for _ in range(c.blocks)]
     layers: list[nn.Module] = []
     for before, after in pairwise((*reversed(c.widths), c.channels)):
@@ -185,45 +171,37 @@ def decoder(c: VQVAEConfig) -> nn.Sequential:
 
 
 class VQVAE(nn.Module):
+    """Encoder, quantizer, decoder: images to a grid of ids, and back."""
+
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
-        self.encoder, self.quantizer, self.decoder = (
-            encoder(config),
-            Quantizer(config),
-            decoder(config),
-        )
+        self.encoder = encoder(config)
+        self.quantizer = Quantizer(config)
+        self.decoder = decoder(config)
         self.register_buffer("mean", torch.tensor(config.mean)[:, None, None], persistent=False)
         self.apply(init_relu)
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in 0..1 -> (B, D, h, w), before the codebook."""
         c, shape = self.config, tuple(images.shape)
-        if (
-            len(shape) != 4
-            or shape[1] != c.channels
-            or not min(shape)
-            or shape[2] % c.stride
-            or shape[3] % c.stride
-        ):
+        fits = len(shape) == 4 and shape[1] == c.channels and min(shape) > 0
+        if not fits or shape[2] % c.stride or shape[3] % c.stride:
             raise ValueError(
-                f"images must be (B, {c.channels}, H, W), H and W multiples of {c.stride}; got {shape}"
+                f"images must be (B, {c.channels}, H, W), H and W multiples of {c.stride}; "
+                f"got {shape}"
             )
         if not images.is_floating_point():
             raise ValueError(f"images must be floats in 0..1, got {images.dtype}")
         return self.encoder(images - self.mean)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, H, W) -> reconstruction (B, C, H, W), not clamped, ids (B, h, w), the quantizer's
-        loss.
-        """
+        """(B, C, H, W) -> the same, not clamped, ids (B, h, w), and the quantizer's loss."""
         codes, ids, loss = self.quantizer(self.encode(images))
         return self.decoder(codes) + self.mean, ids, loss
 
     def loss(self, images: Tensor) -> Tensor:
-        """Eq. 3: squared error, as a share of the variance of the pixels, and what the quantizer
-        adds.
-        """
+        """Eq. 3: squared error as a share of the pixels' variance, and the quantizer's loss."""
         reconstruction, _, loss = self(images)
         return F.mse_loss(reconstruction, images) / self.config.variance + loss
 
@@ -231,9 +209,8 @@ class VQVAE(nn.Module):
     def start_codes(self, images: Tensor, seed: int = 0) -> None:
         """Put the codes on k-means centres of what the encoder makes of the images (B, C, H, W)."""
         vectors = self.encode(images).movedim(1, 3).flatten(0, 2)
-        self.quantizer.place(
-            torch.arange(self.config.codes), kmeans(vectors, self.config.codes, seed=seed)
-        )
+        k = self.config.codes
+        self.quantizer.place(torch.arange(k), kmeans(vectors, k, seed=seed))
 
     @torch.no_grad()
     def encode_to_ids(self, images: Tensor) -> Tensor:
@@ -252,43 +229,14 @@ class VQVAE(nn.Module):
             raise ValueError(f"id {outside[0].item()} is outside the codebook of {c.codes}")
         return (self.decoder(self.quantizer.codebook[ids].movedim(3, 1)) + self.mean).clamp(0, 1)
 
-    def save(self, folder: str | Path) -> None:
-        """config.json and model.safetensors: the weights and the codebook, not the state of a
-        training.
-        """
-        write(self, asdict(self.config), Names(), Path(folder))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "VQVAE":
-        """What ``save`` wrote; a missing, extra or misshapen tensor is a ValueError that names it."""
-        config = read_json(Path(folder) / "config.json")
-        try:
-            config = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in config.items()
-            }
-            model = cls(VQVAEConfig(**config))
-        except TypeError as error:
-            raise ValueError(f"{folder}/config.json is no VQVAEConfig: {error}") from None
-        fill(model, read_tensors(Path(folder)), Names())
-        model.quantizer.codebook.requires_grad_(not model.config.ema)
-        model.quantizer.place(
-            torch.arange(model.config.codes), model.quantizer.codebook.detach().clone()
-        )
-        return model.eval()
-
 
 def psnr(images: Tensor, others: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, of images in 0..1: -10 log10 of the mean squared error over
-    all of them.
-    """
+    """Peak signal-to-noise ratio of images in 0..1, in dB: -10 log10 of the mean squared error."""
     return -10 * torch.log10(F.mse_loss(images, others)).item()
 
 
 def perplexity(ids: Tensor, k: int) -> float:
-    """exp(entropy) of how often each of k codes occurs: 1 when one code does everything, k when all
-    do the same.
-    """
+    """exp(entropy) of how often each of k codes occurs: 1 where one does all, k where all share."""
     share = torch.bincount(ids.flatten(), minlength=k) / ids.numel()
     return torch.special.entr(share).sum().exp().item()
 

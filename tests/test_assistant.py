@@ -8,13 +8,13 @@ from safetensors.torch import load_file, save_file
 
 from minivlm import scenes
 from minivlm.blip2 import second_stage
-from minivlm.llava import train_stage
+from minivlm.llava import train_llava_stage
 from minivlm.multimodal import IMAGE
 from minivlm.pretrained import from_pretrained
 from minivlm.scenes import instructions
 from minivlm.scenes.pixels import pixels
 from minivlm.toys.assistant import Assistant, load_stage_one, load_stage_two, measure, own_captions
-from minivlm.toys.common import FROZEN
+from minivlm.toys.common import FROZEN, look_up_images
 
 SOME = scenes.load("composition")[:24]
 IMAGES = pixels([scene.image for scene in SOME])
@@ -30,7 +30,7 @@ def same(module: torch.nn.Module, other: torch.nn.Module) -> bool:
 def stage_two(kind: str) -> Assistant:
     if kind == "llava":
         made = Assistant.llava()
-        train_stage(made.model, 1)
+        train_llava_stage(made.model, 1)
     else:
         made, _ = load_stage_one()
         second_stage(made.model)
@@ -57,8 +57,8 @@ def test_a_training_moves_the_bridge_and_leaves_the_frozen_models_as_they_are(ki
 def test_each_batch_holds_the_images_that_its_conversations_are_about():
     made = Assistant.llava()
     told = instructions.illustrated(SOME, 0)
-    rows = [made._row(messages, number) for number, messages in told]
-    batch = made._batch([rows[i] for i in (7, 3, 40)], IMAGES, "right")
+    rows = [made.processor.prepare(messages, numbers=[number]) for number, messages in told]
+    batch = look_up_images(made.processor.collate([rows[i] for i in (7, 3, 40)]), IMAGES)
     assert torch.equal(batch["pixel_values"], IMAGES[[told[i][0] for i in (7, 3, 40)]])
     assert (batch["input_ids"] == made.model.image_token_id).sum(dim=1).tolist() == [16] * 3
 

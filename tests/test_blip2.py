@@ -1,6 +1,4 @@
-"""BLIP-2: the reference's numbers from the reference's checkpoints, the masks by perturbation, both
-stages.
-"""
+"""BLIP-2: the reference's numbers from its checkpoints, masks by perturbation, both stages."""
 
 from dataclasses import replace
 from random import Random
@@ -84,7 +82,7 @@ def random_config(seed: int, **options) -> Blip2Config:
 
 
 def reference(model_class, seed: int, **options) -> torch.nn.Module:
-    """A reference model in which every parameter is random, also those that begin as zeros or ones."""
+    """A reference model in which every parameter is random, also those that begin as 0 or 1."""
     torch.manual_seed(seed)
     return randomised(model_class(random_config(seed, **options)))
 
@@ -109,7 +107,7 @@ def batch(
     return pixels, ids.masked_fill(~seen, 1), seen.long()
 
 
-def behind_placeholders(
+def after_placeholders(
     ids: torch.Tensor, mask: torch.Tensor | None, queries: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     mask = torch.ones_like(ids) if mask is None else mask
@@ -129,7 +127,7 @@ def test_retrieval_and_matching_equal_the_reference(seed, side, token, tmp_path)
         image, text = ours.encode_image(pixels), ours.encode_text(ids, mask)
         seen = torch.ones_like(ids) if mask is None else mask
         if token:  # the reference then expects the placeholders of the queries before the text
-            ids, seen = behind_placeholders(ids, mask, theirs.config.num_query_tokens)
+            ids, seen = after_placeholders(ids, mask, theirs.config.num_query_tokens)
             assert torch.equal(ours.match(pixels, ids, seen), match)
             assert torch.equal(ours.similarity(pixels, ids, seen), similarity)
         expected = theirs(pixels, ids, seen, use_image_text_matching_head=True).logits_per_image
@@ -141,13 +139,13 @@ def test_retrieval_and_matching_equal_the_reference(seed, side, token, tmp_path)
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("seed", range(6))
-def test_the_language_model_behind_the_queries_equals_the_reference(seed, side, tmp_path):
+def test_the_language_model_after_the_queries_equals_the_reference(seed, side, tmp_path):
     theirs = reference(Blip2ForConditionalGeneration, seed, image_token_index=IMAGE)
     theirs.save_pretrained(tmp_path)
     ours = from_pretrained(tmp_path)
     pixels, ids, mask = batch(theirs.config, side)
-    ids, seen = behind_placeholders(ids, mask, theirs.config.num_query_tokens)
-    if side == "left":  # the padding, wherever it stands
+    ids, seen = after_placeholders(ids, mask, theirs.config.num_query_tokens)
+    if side == "left":  # the padding, wherever it is
         order = seen.argsort(dim=1, stable=True)
         ids, seen = ids.gather(1, order), seen.gather(1, order)
     with torch.no_grad():
@@ -166,7 +164,7 @@ def test_generated_ids_are_those_of_the_reference_with_and_without_a_cache(tmp_p
     theirs.save_pretrained(tmp_path)
     ours = from_pretrained(tmp_path)
     pixels, ids, mask = batch(theirs.config, "right")
-    ids, seen = behind_placeholders(ids[:, :5], mask[:, :5], theirs.config.num_query_tokens)
+    ids, seen = after_placeholders(ids[:, :5], mask[:, :5], theirs.config.num_query_tokens)
     order = seen.argsort(dim=1, stable=True)
     left, left_seen = ids.gather(1, order), seen.gather(1, order)
     expected = theirs.generate(
@@ -254,9 +252,8 @@ def test_the_q_former_obeys_exactly_the_mask_it_is_given(kind):
     x = torch.randn(1, queries + 4, qformer.config.width)
     one = qformer.blocks[0]
     assert torch.equal(effective_mask(lambda x: one(x, mask, image), x), mask)
-    assert torch.equal(
-        effective_mask(lambda x: qformer.run(x, mask, image), x), mask
-    )  # these three do not widen
+    # these three do not widen over several blocks
+    assert torch.equal(effective_mask(lambda x: qformer.run(x, mask, image), x), mask)
 
 
 @pytest.mark.parametrize(
@@ -278,9 +275,8 @@ def test_a_changed_token_moves_the_queries_only_where_they_match(kind, leaks):
         assert moved[:, queries : queries + 3].any() == (kind is not masks.multimodal_causal)
         if not leaks:
             assert torch.allclose(before[:, :queries], qformer(image), atol=1e-5)
-        other = qformer.states(
-            torch.randn_like(image), ids, mask=mask
-        )  # and the reverse: text that sees the image
+        # and the reverse: text that sees the image
+        other = qformer.states(torch.randn_like(image), ids, mask=mask)
         assert (other != before).any(dim=2)[:, queries:].all() == (kind is not masks.unimodal)
         if kind is masks.unimodal:
             assert torch.allclose(before[:, queries:], qformer.read(ids), atol=1e-5)
@@ -288,7 +284,7 @@ def test_a_changed_token_moves_the_queries_only_where_they_match(kind, leaks):
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("seed", range(4))
-def test_captions_in_one_pass_and_behind_cached_queries_are_the_same(seed, side):
+def test_captions_in_one_pass_and_after_cached_queries_are_the_same(seed, side):
     model = stage1(seed).double()
     pixels, ids, mask = batch(random_config(seed), side)
     seen = torch.ones_like(ids) if mask is None else mask
@@ -320,9 +316,8 @@ def test_the_q_former_says_the_same_caption_with_and_without_a_cache():
 def test_the_three_losses_are_those_by_hand():
     model = stage1(4)
     stage = FirstStage(model, dec=48, pad=1)
-    pixels, ids, seen = batch(
-        random_config(4), "right", count=2
-    )  # two pairs: the negatives are certain
+    # two pairs: the negatives are certain
+    pixels, ids, seen = batch(random_config(4), "right", count=2)
     losses = stage(pixels, ids)
     similarity = model.similarity(pixels, ids, seen) / 0.07
     by_hand = 0.0
@@ -360,7 +355,7 @@ def test_stage_one_teaches_every_part_but_the_image_encoder():
 
 
 @pytest.mark.parametrize("kind", ["decoder", "opt"])
-def test_stage_two_is_the_loss_of_the_text_behind_a_soft_prompt(kind):
+def test_stage_two_is_the_loss_of_the_text_after_a_soft_prompt(kind):
     first = stage1(6)
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 20}
@@ -375,19 +370,18 @@ def test_stage_two_is_the_loss_of_the_text_behind_a_soft_prompt(kind):
     terms = []
     for b in range(3):
         text = ids[[b], : seen[b].sum()]
-        logits = language(embeds=torch.cat([soft[[b]], language.embed(text)], dim=1))[
-            0, soft.shape[1] - 1 : -1
-        ]
+        logits = language(embeds=torch.cat([soft[[b]], language.embed(text)], dim=1))[0]
+        logits = logits[soft.shape[1] - 1 : -1]
         terms.append(F.cross_entropy(logits, text[0], reduction="none"))
     assert torch.allclose(loss, torch.cat(terms).mean(), atol=1e-5)
     loss.backward()
-    learned = {
+    trained_names = {
         name
         for name, p in model.named_parameters()
         if p.grad is not None and p.grad.abs().sum() > 0
     }
-    assert {name.split(".")[0] for name in learned} == {"vision", "qformer", "projection"}
-    assert {name for name in learned if name.startswith("vision")} == {
+    assert {name.split(".")[0] for name in trained_names} == {"vision", "qformer", "projection"}
+    assert {name for name in trained_names if name.startswith("vision")} == {
         "vision.norm.weight",
         "vision.norm.bias",
     }
@@ -458,9 +452,8 @@ def test_full_size_has_the_published_parameters():
             second.qformer.drop_text()
             freeze(second)
             assert trained(second) == total
-        model = build_blip2(
-            {"text_config": {"model_type": "opt"}}
-        )  # every default is the published one
+        # every default is the published one
+        model = build_blip2({"text_config": {"model_type": "opt"}})
         assert model.vision.config == first.vision.config
         assert model.qformer.config == replace(first.qformer.config, vocab_size=30522)
 
@@ -539,7 +532,7 @@ def test_wrong_input_is_named(tmp_path):
         model.qformer(torch.randn(3, 5, 7))
     reference(Blip2ForConditionalGeneration, 0, image_token_index=IMAGE).save_pretrained(tmp_path)
     captioner = from_pretrained(tmp_path)
-    places, mask = behind_placeholders(ids, None, captioner.qformer.config.queries)
+    places, mask = after_placeholders(ids, None, captioner.qformer.config.queries)
     with pytest.raises(ValueError, match="placeholders .id 49., but no image"):
         captioner(places)
     with pytest.raises(ValueError, match="3 images take"):
@@ -552,7 +545,7 @@ def test_wrong_input_is_named(tmp_path):
         captioner(ids.index_fill(1, torch.tensor([3]), 60))
 
 
-def test_queries_read_clip_before_its_last_block_and_only_the_norm_behind_it_learns():
+def test_queries_read_clip_before_its_last_block_and_only_the_norm_after_it_trains():
     torch.manual_seed(0)
     tower, images = ClipVision(VisionConfig(16, 8, 16, 3, 2, 20)), torch.randn(2, 3, 16, 16)
     config = QFormerConfig(1, 8, 16, 2, 2, 20, memory=16, queries=3)
@@ -567,8 +560,8 @@ def test_queries_read_clip_before_its_last_block_and_only_the_norm_behind_it_lea
         model.encode_images(images), model.projection(model.qformer(x)), atol=1e-5
     )
     freeze(model)
-    learned = {name for name, p in model.vision.named_parameters() if p.requires_grad}
-    assert learned == {"norm.weight", "norm.bias"}
+    trained_names = {name for name, p in model.vision.named_parameters() if p.requires_grad}
+    assert trained_names == {"norm.weight", "norm.bias"}
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])

@@ -1,4 +1,4 @@
-"""bpe.py and byte_level.py, with `tokenizers` and tiktoken as oracles."""
+"""bpe.py and parts/tokenizer_files.py, with `tokenizers` and tiktoken as oracles."""
 
 import copy
 import json
@@ -58,17 +58,13 @@ any_text = st.text(max_size=60) | st.text("ab cdé1'!\n 中文🙂", max_size=60
 
 
 def known_to_all(text: str) -> bool:
-    """False for code points that are newer than Python: the libraries need not agree that they are
-    letters.
-    """
+    """False for code points newer than Python: libraries need not agree on which are letters."""
     return all(unicodedata.category(char) != "Cn" for char in text)
 
 
 def hf_tokenizer(pattern: str, normalizer=None) -> Tokenizer:
     """An untrained byte-level BPE of the tokenizers library, in the form of Qwen2 and Llama 3."""
-    pattern = pattern.replace(
-        "{1,3}+", "{1,3}"
-    )  # Oniguruma knows no possessive interval: it would repeat it
+    pattern = pattern.replace("{1,3}+", "{1,3}")  # Oniguruma would repeat a possessive interval
     hf = Tokenizer(models.BPE())
     hf.normalizer = normalizer
     hf.pre_tokenizer = pre_tokenizers.Sequence(
@@ -116,7 +112,6 @@ def encoding(tokenizer):
 
 
 # --- the byte table
-# ---------------------------------------------------------------------------------------
 
 
 def test_ids_0_to_255_follow_the_byte_order_of_gpt2():
@@ -133,7 +128,6 @@ def test_visible_form_returns_every_byte():
 
 
 # --- training
-# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sample", SAMPLES)
@@ -218,7 +212,6 @@ def test_training_refuses_bad_arguments_and_names_them(arguments, error, names):
 
 
 # --- encoding and decoding
-# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sample", SAMPLES)
@@ -368,7 +361,6 @@ def test_decode_takes_a_tensor_of_ids(tokenizer):
 
 
 # --- files
-# ------------------------------------------------------------------------------------------------
 
 
 def same(a: BPETokenizer, b: BPETokenizer) -> bool:
@@ -531,7 +523,6 @@ def test_missing_files_are_named(tmp_path):
 
 
 # --- files of Hugging Face
-# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("special", [(), ("<|endoftext|>", "<unk>")])

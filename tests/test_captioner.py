@@ -10,6 +10,7 @@ from minivlm import __main__ as command
 from minivlm import scenes
 from minivlm.scenes import drawing
 from minivlm.scenes.pixels import pixels, vary_channels
+from minivlm.scenes.sampling import HELD_OUT, SEEN
 from minivlm.toys.captioner import Captioner, train_captioner
 
 
@@ -69,9 +70,7 @@ def test_no_channel_is_erased_when_none_shall_be():
 
 def test_the_colours_shown_as_circle_and_as_square_stand_out_in_green_and_yellow_does_not():
     both = {
-        color
-        for color in drawing.PALETTE
-        if {(color, "circle"), (color, "square")} <= set(drawing.SEEN)
+        color for color in drawing.PALETTE if {(color, "circle"), (color, "square")} <= set(SEEN)
     }
     green = {color: drawing.BACKGROUND[1] - rgb[1] for color, rgb in drawing.PALETTE.items()}
     assert both == {"red", "blue", "purple"} and {
@@ -81,7 +80,7 @@ def test_the_colours_shown_as_circle_and_as_square_stand_out_in_green_and_yellow
         118,
         226,
     }
-    assert green["yellow"] == 64 and ("yellow", "square") in drawing.HELD_OUT
+    assert green["yellow"] == 64 and ("yellow", "square") in HELD_OUT
 
 
 def test_a_saved_captioner_says_the_same(trained, tmp_path):
@@ -106,7 +105,7 @@ def test_caption_reads_good_files_and_names_broken_ones_in_one_line(
     trained, tmp_path, monkeypatch, capsys
 ):
     trained[0].save(tmp_path / "captioner")
-    monkeypatch.setattr(command, "FOLDER", tmp_path / "captioner")
+    monkeypatch.setattr(command, "CAPTIONER", tmp_path / "captioner")
     picture = scenes.load("test")[0].image
     good = [tmp_path / name for name in ("a.png", "b.jpg", "c d.gif", "e.tiff")]
     for path, mode in zip(good, ("RGBA", "L", "P", "RGB"), strict=True):
@@ -127,7 +126,7 @@ def test_caption_reads_good_files_and_names_broken_ones_in_one_line(
 
 
 def test_caption_without_a_captioner_says_what_to_do(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "FOLDER", tmp_path / "none")
+    monkeypatch.setattr(command, "CAPTIONER", tmp_path / "none")
     assert command.main(["caption", "a.png"]) == 2
     assert "train one: python -m minivlm" in capsys.readouterr().err
 
@@ -135,7 +134,7 @@ def test_caption_without_a_captioner_says_what_to_do(tmp_path, monkeypatch, caps
 def test_the_demo_reports_both_splits_and_leaves_checkpoint_and_figure(
     trained, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(command, "FOLDER", tmp_path / "captioner")
+    monkeypatch.setattr(command, "CAPTIONER", tmp_path / "captioner")
     monkeypatch.setattr(command, "train_captioner", lambda: trained)
     assert command.main([]) == 0
     out = capsys.readouterr().out
@@ -149,7 +148,7 @@ def test_the_demo_reports_both_splits_and_leaves_checkpoint_and_figure(
         assert words in out
     with Image.open(tmp_path / "captioner" / "captions.png") as figure:
         assert figure.width > 600
-    assert Captioner.load(tmp_path / "captioner").config == trained[0].config
+    assert Captioner.load(tmp_path / "captioner").model.config == trained[0].model.config
 
 
 def test_help_names_the_commands(monkeypatch, capsys):

@@ -1,6 +1,4 @@
-"""CLIP and SigLIP: the reference's numbers from the reference's checkpoints, and the losses by
-hand.
-"""
+"""CLIP and SigLIP: the reference's numbers from its checkpoints, and the losses by hand."""
 
 import json
 from math import log
@@ -169,9 +167,7 @@ def test_an_old_config_with_dicts_beside_its_parts_is_read(tmp_path):
 def test_the_end_of_text_is_the_first_one_or_by_the_old_rule_the_largest():
     ids = torch.tensor([[7, 5, 49, 49, 49], [5, 49, 0, 0, 0], [1, 2, 3, 4, 49]])
     assert end_of_text(ids, 49).tolist() == [2, 1, 4] == end_of_text(ids, 2).tolist()
-    added = torch.tensor(
-        [[7, 60, 49, 0]]
-    )  # a token added behind the vocabulary breaks the old rule only
+    added = torch.tensor([[7, 60, 49, 0]])  # a token added to the vocabulary breaks the old rule
     assert end_of_text(added, 49).item() == 2 and end_of_text(added, 2).item() == 1
 
 

@@ -34,8 +34,9 @@ def test_logits_are_those_of_transformers_llama(heads, kv_heads, head_dim, tied,
     torch.manual_seed(heads + bias)
     theirs_config = LlamaConfig(
         vocab_size=50, hidden_size=heads * 8, num_hidden_layers=2, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, head_dim=head_dim, intermediate_size=40, tie_word_embeddings=tied,
-        attention_bias=bias, mlp_bias=bias, rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+        num_key_value_heads=kv_heads, head_dim=head_dim, intermediate_size=40,
+        tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
     )  # fmt: skip
     theirs = LlamaForCausalLM(theirs_config).eval()
     for parameter in theirs.parameters():
@@ -193,15 +194,11 @@ def test_sampling_follows_the_temperature():
 
 
 def test_left_align_padding_moves_tokens_but_keeps_their_order():
-    ids, mask = (
-        torch.tensor([[1, 2, 0, 0], [3, 4, 5, 6]]),
-        torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]),
-    )
+    ids = torch.tensor([[1, 2, 0, 0], [3, 4, 5, 6]])
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
     ids, mask = left_align_padding(ids, mask)
-    assert ids.tolist() == [[0, 0, 1, 2], [3, 4, 5, 6]] and mask.tolist() == [
-        [0, 0, 1, 1],
-        [1, 1, 1, 1],
-    ]
+    assert ids.tolist() == [[0, 0, 1, 2], [3, 4, 5, 6]]
+    assert mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
 
 
 IDS = torch.ones(2, 3, dtype=torch.long)

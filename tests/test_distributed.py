@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 
+from check_distributed import bytes_sent
 from minivlm import distributed
 from minivlm.clip import contrastive_loss, sigmoid_loss
 
@@ -30,18 +31,18 @@ def work(rank: int, world: int, store: str, folder: str) -> None:
     results = {}
     for name in ("clip", "siglip"):
         model, scale, bias = parameters()
-        distributed.sent["bytes"] = 0
         pair = features(model, x.chunk(world)[rank])
-        if name == "clip":
-            loss = distributed.gathered_contrastive_loss(*pair, scale)
-        else:
-            loss = distributed.rotated_sigmoid_loss(*pair, scale, bias)
-        loss.backward()
+        with bytes_sent() as sent:
+            if name == "clip":
+                loss = distributed.gathered_contrastive_loss(*pair, scale)
+            else:
+                loss = distributed.rotated_sigmoid_loss(*pair, scale, bias)
+            loss.backward()
         gradients = [p.grad for p in (model, scale, bias) if p.grad is not None]
         for tensor in (loss := loss.detach(), *gradients):
             dist.all_reduce(tensor)
             tensor /= world
-        results[name] = {"loss": loss, "gradients": gradients, "bytes": distributed.sent["bytes"]}
+        results[name] = {"loss": loss, "gradients": gradients, "bytes": sent["bytes"]}
     if rank == 0:
         torch.save(results, f"{folder}/results.pt")
     dist.destroy_process_group()

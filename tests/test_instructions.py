@@ -21,10 +21,11 @@ from minivlm.scenes.instructions import (
     corpus,
     description,
     listing,
-    phrase,
     reasoning,
+    rephrase,
 )
 from minivlm.scenes.questions import Question
+from minivlm.scenes.sampling import HELD_OUT
 from minivlm.vit import to_pixels
 
 
@@ -189,7 +190,7 @@ def test_a_false_caption_of_the_scene_is_no_answer_to_a_description():
 
 
 def test_no_training_text_asks_for_a_colour_and_a_shape_that_are_never_shown_together():
-    held_out = re.compile("|".join(f"{color} {shape}" for color, shape in drawing.HELD_OUT))
+    held_out = re.compile("|".join(f"{color} {shape}" for color, shape in HELD_OUT))
     assert not [text for text in texts(corpus(TRAIN, 0)) if held_out.search(text)]
 
 
@@ -228,7 +229,7 @@ def test_the_same_seed_asks_the_same_in_both_ways(s, make, seed):
             rare.answers,
             rare.kind,
         ) and common.text != rare.text
-        assert phrase(common, Random(0), held_out=True) == rare
+        assert rephrase(common, Random(0), held_out=True) == rare
 
 
 def test_training_never_says_anything_in_a_held_out_phrasing():
@@ -246,13 +247,15 @@ def test_training_never_says_anything_in_a_held_out_phrasing():
 
 def test_a_question_can_be_put_from_any_phrasing_into_any_other():
     plain = Question("what colour are the crosses?", ("red",), "colour")
-    other = phrase(plain, Random(0), held_out=True)
+    other = rephrase(plain, Random(0), held_out=True)
     assert other.text == "tell me the colour of the crosses."
-    assert plain in {phrase(other, Random(seed)) for seed in range(10)}
+    assert plain in {rephrase(other, Random(seed)) for seed in range(10)}
     probe = Question("yes or no: is there a red circle?", ("yes",), "yes/no")
-    assert "is there a red circle?" in {phrase(probe, Random(seed)).text for seed in range(10)}
+    assert "is there a red circle?" in {rephrase(probe, Random(seed)).text for seed in range(10)}
     single = Question("name the colour of the cross.", ("red",), "colour")
-    assert "what colour is the cross?" in {phrase(single, Random(seed)).text for seed in range(10)}
+    assert "what colour is the cross?" in {
+        rephrase(single, Random(seed)).text for seed in range(10)
+    }
 
 
 # The verifier
@@ -395,9 +398,9 @@ def test_what_is_unknown_is_named():
     with pytest.raises(ValueError, match="'poem'.*caption"):
         accepts(Question("write a poem.", ("roses",), "poem"), "roses", PAIR)
     with pytest.raises(ValueError, match="'poem'.*caption"):
-        phrase(Question("write a poem.", ("roses",), "poem"), Random(0))
+        rephrase(Question("write a poem.", ("roses",), "poem"), Random(0))
     with pytest.raises(ValueError, match="'colour'.*paint it"):
-        phrase(Question("paint it red.", ("red",), "colour"), Random(0))
+        rephrase(Question("paint it red.", ("red",), "colour"), Random(0))
 
 
 # Messages and the text-only corpus

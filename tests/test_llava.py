@@ -1,4 +1,4 @@
-"""LLaVA against transformers: random checkpoints in, the same logits and the same greedy ids out."""
+"""LLaVA against transformers: random checkpoints in, the same logits and greedy ids out."""
 
 import itertools
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaForConditionalGeneration
 from transformers import LlavaConfig as TheirConfig
 
-from minivlm.llava import Llava, train_stage
+from minivlm.llava import Llava, train_llava_stage
 from minivlm.parts import masks
 from minivlm.parts.generation import generate
 from minivlm.plotting import effective_mask
@@ -20,16 +20,16 @@ IMAGE = 49
 
 def reference(seed: int, **options) -> LlavaForConditionalGeneration:
     """A random LLaVA of transformers; the shape varies with the seed."""
-    heads, kv_heads, depth, patch = [(4, 2, 2, 4), (3, 3, 1, 8), (6, 1, 3, 4), (2, 1, 2, 8)][
-        seed % 4
-    ]
+    shapes = [(4, 2, 2, 4), (3, 3, 1, 8), (6, 1, 3, 4), (2, 1, 2, 8)]
+    heads, kv_heads, depth, patch = shapes[seed % 4]
     vision = CLIPVisionConfig(
-        hidden_size=16, num_hidden_layers=depth, num_attention_heads=2 ** (seed % 3), intermediate_size=24,
-        image_size=16, patch_size=patch,
+        hidden_size=16, num_hidden_layers=depth, num_attention_heads=2 ** (seed % 3),
+        intermediate_size=24, image_size=16, patch_size=patch,
     )  # fmt: skip
     text = LlamaConfig(
-        hidden_size=heads * 8, num_hidden_layers=2, num_attention_heads=heads, num_key_value_heads=kv_heads,
-        intermediate_size=20, vocab_size=50, rope_parameters={"rope_type": "default", "rope_theta": 300.0},
+        hidden_size=heads * 8, num_hidden_layers=2, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, intermediate_size=20, vocab_size=50,
+        rope_parameters={"rope_type": "default", "rope_theta": 300.0},
     )  # fmt: skip
     model = LlavaForConditionalGeneration(
         TheirConfig(vision_config=vision, text_config=text, image_token_index=IMAGE, **options)
@@ -83,7 +83,7 @@ def test_logits_and_greedy_ids_are_those_of_transformers(tmp_path, seed, layer, 
             assert torch.equal(got, expected)
 
 
-def test_tied_output_layers_are_read_and_may_stand_in_the_file_twice(tmp_path):
+def test_tied_output_layers_are_read_and_may_be_in_the_file_twice(tmp_path):
     from safetensors.torch import load_file, save_file
 
     theirs = reference(0)
@@ -135,7 +135,7 @@ def toy() -> Llava:
     ).eval()
 
 
-def test_image_vectors_stand_at_their_placeholders_in_order():
+def test_image_vectors_are_at_their_placeholders_in_order():
     model = toy()
     pixels = torch.randn(2, 3, 8, 8)
     ids = torch.tensor([[1, 900, 900, 900, 900, 2], [900, 900, 900, 900, 3, 4]])
@@ -202,7 +202,7 @@ def test_two_way_images_generate_the_same_with_and_without_a_cache_and_padding()
 def test_each_stage_trains_what_the_paper_trains():
     model = toy()
     for stage, trained in ((1, {"projector"}), (2, {"projector", "decoder"})):
-        train_stage(model, stage)
+        train_llava_stage(model, stage)
         assert {
             name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad
         } == trained
@@ -210,7 +210,7 @@ def test_each_stage_trains_what_the_paper_trains():
             p.requires_grad == (n.split(".")[0] in trained) for n, p in model.named_parameters()
         )
     with pytest.raises(ValueError, match="3"):
-        train_stage(model, 3)
+        train_llava_stage(model, 3)
 
 
 @pytest.mark.parametrize(

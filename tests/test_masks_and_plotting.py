@@ -1,4 +1,4 @@
-"""Masks as functions, and the picture of what a model obeys measured from gradients."""
+"""Masks as functions, what a model obeys as measured from gradients, and the figures."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -44,9 +44,7 @@ def test_attention_obeys_exactly_the_mask_it_is_given(seed):
 
 
 def test_effective_mask_sees_through_sums_that_cancel():
-    """The features of a layer norm sum to zero; a projection on ones would show no dependence at
-    all.
-    """
+    """The features of a layer norm sum to zero; projected on ones, they depend on nothing."""
     x = torch.randn(4, 6, dtype=torch.float64)
     assert torch.equal(
         plotting.effective_mask(torch.nn.LayerNorm(6, dtype=torch.float64), x), torch.eye(4).bool()
@@ -79,15 +77,15 @@ def test_show_mask_draws_one_square_a_pair_and_labels_both_sides():
     plt.close("all")
 
 
-def test_show_tokens_draws_one_box_a_token_filled_where_it_is_learned():
-    kinds, learned = ["special", "image", "text", "text"], [False, False, True, True]
-    ax = plotting.show_tokens(["<s>", "1", " cat", "\n"], kinds, learned, width=12, title="a row")
+def test_show_tokens_draws_one_box_a_token_filled_where_it_is_trained_on():
+    kinds, trained = ["special", "image", "text", "text"], [False, False, True, True]
+    ax = plotting.show_tokens(["<s>", "1", " cat", "\n"], kinds, trained, width=12, title="a row")
     boxes, texts = ax.patches, [text.get_text() for text in ax.texts]
     assert [
         text.removeprefix(plotting.KINDS[kind][1]) for text, kind in zip(texts, kinds, strict=True)
     ] == [*("<s>", "1", "␣cat", "⏎")]
     white = (1.0, 1.0, 1.0, 1.0)
-    assert [box.get_facecolor() != white for box in boxes] == learned
+    assert [box.get_facecolor() != white for box in boxes] == trained
     assert boxes[0].get_edgecolor() != boxes[1].get_edgecolor() != boxes[2].get_edgecolor()
     assert (
         max(box.get_y() for box in boxes) > 0
@@ -129,7 +127,7 @@ def test_bad_input_is_refused_by_name(call, names):
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12))
-def test_tokens_of_one_run_see_each_other_and_nobody_else(places):
+def test_tokens_of_one_run_see_each_other_and_no_others(places):
     number, count = [], 0
     for i, inside in enumerate(places):
         count += inside and (i == 0 or not places[i - 1])

@@ -96,7 +96,7 @@ def test_the_template_is_chatml():
     assert row["pixel_values"].shape == (1, 3, 8, 8)
 
 
-def test_only_what_the_assistant_says_is_learned():
+def test_only_what_the_assistant_says_is_trained_on():
     messages = [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": [text("compare "), IMAGE, IMAGE]},
@@ -105,8 +105,8 @@ def test_only_what_the_assistant_says_is_learned():
         {"role": "assistant", "content": "a star"},
     ]
     row = processor().prepare(messages, [PICTURE] * 2)
-    learned = row["labels"][0][row["labels"][0] != IGNORE].tolist()
-    assert TOKENIZER.decode(learned) == "a red star<|im_end|>a star<|im_end|>"
+    trained = row["labels"][0][row["labels"][0] != IGNORE].tolist()
+    assert TOKENIZER.decode(trained) == "a red star<|im_end|>a star<|im_end|>"
     kept = row["labels"] != IGNORE
     assert torch.equal(row["labels"][kept], row["input_ids"][kept])
 
@@ -182,9 +182,8 @@ def test_packed_conversations_give_the_logits_of_each_alone(lengths, room):
     ids, label, segment, place = (
         batch[name] for name in ("input_ids", "labels", "segment_ids", "position_ids")
     )
-    assert segment[segment >= 0].unique_consecutive().tolist() == list(
-        range(len(rows))
-    )  # all, in their order
+    kept = segment[segment >= 0]  # all, in their order
+    assert kept.unique_consecutive().tolist() == list(range(len(rows)))
     torch.manual_seed(0)
     decoder = Decoder(DecoderConfig(TOKENIZER.vocab_size, 16, 2, 2, 2, 16)).eval()
     mask = masks.segments(segment) & masks.causal(length)
@@ -195,8 +194,8 @@ def test_packed_conversations_give_the_logits_of_each_alone(lengths, room):
             assert torch.equal(ids[here], row["input_ids"][0])
             assert torch.allclose(packed[here], decoder(row["input_ids"])[0], atol=1e-4)
         alone = [answer_loss(decoder(row["input_ids"]), row["labels"]) for row in rows]
-        learned = torch.tensor([(row["labels"] != IGNORE).sum().item() for row in rows])
-        together = (torch.stack(alone) * learned).sum() / learned.sum()
+        trained = torch.tensor([(row["labels"] != IGNORE).sum().item() for row in rows])
+        together = (torch.stack(alone) * trained).sum() / trained.sum()
         assert torch.allclose(answer_loss(packed, label), together, atol=1e-4)
     assert (ids[segment < 0] == ID["<|pad|>"]).all() and (label[segment < 0] == IGNORE).all()
 

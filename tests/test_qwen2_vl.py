@@ -1,6 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: the reference's numbers, positions by hand, and where the
-reference is wrong.
-"""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: the reference's numbers, positions by hand, its mistakes."""
 
 import json
 from random import Random
@@ -18,10 +16,9 @@ from transformers import (
     Qwen3VLProcessor,
 )
 
-from minivlm.parts.decoder import KVCache
+from minivlm.parts.decoder import visible
 from minivlm.parts.generation import generate
 from minivlm.parts.masks import causal
-from minivlm.parts.rope import mrope_tables
 from minivlm.plotting import effective_mask
 from minivlm.pretrained import from_pretrained, save_pretrained
 from minivlm.pretrained.qwen2_vl import build_qwen, build_qwen2_vl, build_qwen3_vl, build_qwen25_vl
@@ -144,9 +141,7 @@ def prompts(ours: Qwen2VL, side: str) -> dict[str, torch.Tensor]:
 
 
 def moving(ours: Qwen2VL, side: str) -> dict[str, torch.Tensor]:
-    """Images and videos in one batch; the videos so short that text goes on after their rows and
-    columns.
-    """
+    """Images and videos in one batch; so short that text goes on after their rows and columns."""
     image, videos = [1, 2, 4], [[2, 4, 4], [2, 2, 6]]
     runs = [run(VIDEO, videos[0]), run(VIDEO, videos[1])]
     if isinstance(ours, Qwen3VL):  # each pair of frames is a run of its own
@@ -169,9 +164,8 @@ def difference(ours: Qwen2VL, theirs: torch.nn.Module, given: dict, **more) -> f
     """The largest difference of the logits at real tokens, where logits are of order 1."""
     expected = theirs(**given, mm_token_type_ids=kinds_of(given["input_ids"]), **more).logits
     assert (size := expected.std().item()) > 0.3
-    return (
-        (ours(**given) - expected) * given["attention_mask"][..., None]
-    ).abs().max().item() / max(1, size)
+    wrong = (ours(**given) - expected) * given["attention_mask"][..., None]
+    return wrong.abs().max().item() / max(1, size)
 
 
 # Against the reference
@@ -202,8 +196,8 @@ def test_greedy_ids_are_those_of_transformers_with_and_without_a_cache(tmp_path,
     given = batch(ours, "left")
     length = given["input_ids"].shape[1]
     expected = theirs.generate(
-        **given, mm_token_type_ids=kinds_of(given["input_ids"]), max_new_tokens=7, do_sample=False, eos_token_id=None,
-        pad_token_id=0,
+        **given, mm_token_type_ids=kinds_of(given["input_ids"]), max_new_tokens=7, do_sample=False,
+        eos_token_id=None, pad_token_id=0,
     )[:, length:]  # fmt: skip
     assert len(expected.unique()) > 2
     for side in ("left", "right"):
@@ -236,9 +230,7 @@ def test_what_we_write_transformers_reads(tmp_path, kind):
 
 
 def positions_by_hand(tokens: list, interval: float = 1) -> list[tuple]:
-    """Tokens: "text", or a grid (t, h, w) of tokens -> (time, row, column) of each, by the words of
-    the paper.
-    """
+    """Tokens: "text", or a grid (t, h, w) of them -> (time, row, column), by the paper's words."""
     found = []
     for token in tokens:
         start = max((max(place) for place in found), default=-1) + 1
@@ -258,9 +250,9 @@ def positions_by_hand(tokens: list, interval: float = 1) -> list[tuple]:
 def toy(model_class=Qwen2VL, **vision) -> Qwen2VL:
     """A random small model, from a config as it was published: flat, or nested in Qwen3-VL."""
     text = {
-        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-        "intermediate_size": 20, "vocab_size": 60, "rope_theta": 1e4, "head_dim": 8,
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]},
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "intermediate_size": 20, "vocab_size": 60, "rope_theta": 1e4,
+        "head_dim": 8, "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]},
     }  # fmt: skip
     tower = {"depth": 2, "num_heads": 2, "patch_size": 2, "spatial_patch_size": 2, "in_chans": 3}
     tower |= {
@@ -343,8 +335,7 @@ def long_video(ours: Qwen2VL) -> dict[str, torch.Tensor]:
 def test_text_after_a_long_video_does_not_reuse_positions_as_it_does_in_transformers_5(
     tmp_path, kind
 ):
-    """Paper, section 2.1, and the authors' code: the next modality starts at the largest position
-    plus 1.
+    """Paper (section 2.1), authors' code: what follows starts at the largest position plus 1.
 
     transformers 5.23.0 goes on after max(rows, columns), as if the video were one frame (4.57 did
     not); its text then has the positions of later frames. Given the right positions, its logits are
@@ -354,9 +345,8 @@ def test_text_after_a_long_video_does_not_reuse_positions_as_it_does_in_transfor
     ours = load(theirs, tmp_path)
     given = long_video(ours)
     where = {key: value for key, value in given.items() if not key.startswith("pixel")}
-    steps = (
-        ours.config.vision.tokens_per_second if kind == "qwen2_5_vl" else 1
-    )  # one second from pair to pair
+    # one second from pair to pair
+    steps = ours.config.vision.tokens_per_second if kind == "qwen2_5_vl" else 1
     expected = positions_by_hand(["text"] * 3 + [(6, 2, 2)] + ["text"] * 2, steps)
     got = ours.position_ids(**where)
     assert [tuple(place) for place in got[:, 0].T.tolist()] == expected
@@ -372,16 +362,11 @@ def test_text_after_a_long_video_does_not_reuse_positions_as_it_does_in_transfor
     for step in range(5):  # the reference, made to read everything again at our positions
         more = {"input_ids": ids, "attention_mask": mask}
         places = ours.position_ids(**where | more)
-        expected = (
-            theirs(**given | more, position_ids=places, mm_token_type_ids=kinds_of(ids))
-            .logits[:, -1]
-            .argmax(1)
-        )
+        read = theirs(**given | more, position_ids=places, mm_token_type_ids=kinds_of(ids))
+        expected = read.logits[:, -1].argmax(1)
         assert torch.equal(new[:, step], expected)
-        ids, mask = (
-            torch.cat([ids, expected[:, None]], 1),
-            torch.cat([mask, torch.ones_like(mask[:, :1])], 1),
-        )
+        ids = torch.cat([ids, expected[:, None]], 1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
 
 
 def test_qwen25s_time_counts_seconds():
@@ -429,7 +414,7 @@ def test_a_chat_goes_on_in_the_cache_with_new_pictures(model_class):
     first, second = ([1, *run(IMAGE, grid), 2] for grid in grids)
     patches = pixels(model, grids)
     whole = model(torch.tensor([first + second]), patches, torch.tensor(grids))
-    cache = KVCache()
+    cache = model.new_cache()
     model(torch.tensor([first]), patches[:24], torch.tensor(grids[:1]), cache=cache)
     later = model(torch.tensor([second]), patches[24:], torch.tensor(grids[1:]), cache=cache)
     assert (later - whole[:, len(first) :]).abs().max() < 1e-5
@@ -438,11 +423,11 @@ def test_a_chat_goes_on_in_the_cache_with_new_pictures(model_class):
 def test_deepstack_adds_to_the_tokens_of_pictures_alone_and_matters():
     model, grid = toy(Qwen3VL, deepstack_visual_indexes=[0, 1]), torch.tensor([[1, 4, 6]])
     ids, patches = torch.tensor([[1, *run(IMAGE, [1, 4, 6]), 2, 3]]), pixels(model, [[1, 4, 6]])
-    x, *deep = model.embed(ids, {IMAGE: (patches, grid)})
-    seen = model.vision(patches, grid)
+    x, deep = model.embed(ids, {IMAGE: (patches, grid)})
+    tokens, levels = model.vision(patches, grid)
     places = ids == IMAGE
-    assert len(deep) == 2 and torch.equal(x[places], seen[0]) and not (deep[0][~places]).any()
-    assert all(torch.equal(level[places], new) for level, new in zip(deep, seen[1:], strict=True))
+    assert len(deep) == 2 and torch.equal(x[places], tokens) and not (deep[0][~places]).any()
+    assert all(torch.equal(level[places], new) for level, new in zip(deep, levels, strict=True))
     states = {}
     for i, block in enumerate(model.decoder.blocks):
         block.register_forward_hook(lambda _, given, got, i=i: states.update({i: (given[0], got)}))
@@ -457,11 +442,10 @@ def test_deepstack_adds_to_the_tokens_of_pictures_alone_and_matters():
 def test_the_language_model_is_causal_over_pictures_too():
     model, grid = toy(), torch.tensor([[1, 4, 6]])
     ids = torch.tensor([[1, *run(IMAGE, [1, 4, 6]), 2, 3]])
-    (x,) = model.embed(ids, {IMAGE: (pixels(model, [[1, 4, 6]]), grid)})
-    tables = mrope_tables(model.position_ids(ids, grid), model.axes, model.config.text.theta)
-    assert torch.equal(
-        effective_mask(lambda x: model.decoder(embeds=x, rotary=tables), x.detach()), causal(9)
-    )
+    x, _ = model.embed(ids, {IMAGE: (pixels(model, [[1, 4, 6]]), grid)})
+    positions, mask = model.position_ids(ids, grid), visible(x)
+    read = lambda x: model.run(x, [], positions, mask)
+    assert torch.equal(effective_mask(read, x.detach()), causal(9))
 
 
 # What does not fit
@@ -498,8 +482,9 @@ def test_patches_come_with_their_grids_and_masks_with_their_shapes():
 
 HUB = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "intermediate_size": 20, "vocab_size": 60, "rope_theta": 500.0, "rms_norm_eps": 1e-6, "hidden_act": "silu",
-    "use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 2, "tie_word_embeddings": True,
+    "intermediate_size": 20, "vocab_size": 60, "rope_theta": 500.0, "rms_norm_eps": 1e-6,
+    "hidden_act": "silu", "use_sliding_window": False, "sliding_window": 32768,
+    "max_window_layers": 2, "tie_word_embeddings": True,
     "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}, "attention_dropout": 0.0,
 }  # fmt: skip
 

@@ -1,6 +1,4 @@
-"""Qwen's pictures against the reference processor, the towers' masks against gradients, RoPE
-against its formulas.
-"""
+"""Qwen's images against the reference processor, masks against gradients, RoPE by formula."""
 
 import itertools
 import math
@@ -289,9 +287,10 @@ def test_masks_of_windows_and_frames_are_declared_as_functions():
 def test_a_picture_is_seen_alike_alone_and_packed_with_others(kind):
     model, grid = tower(kind, layers=3, full=(1,), deep=(0, 2)), torch.tensor(GRIDS)
     pixels = torch.randn(grid.prod(1).sum(), 24)
-    packed = model(pixels, grid)
+    every = lambda part, grid: [model(part, grid)[0], *model(part, grid)[1]]
+    packed = every(pixels, grid)
     alone = [
-        model(part, row[None])
+        every(part, row[None])
         for part, row in zip(pixels.split(grid.prod(1).tolist()), grid, strict=True)
     ]
     assert len(packed) == (3 if kind is Qwen3Vision else 1) and packed[0].std() > 0.1

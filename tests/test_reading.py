@@ -7,9 +7,10 @@ from PIL import Image, ImageFilter
 from minivlm import scenes
 from minivlm.scenes import drawing
 from minivlm.scenes.reading import read_objects
+from minivlm.scenes.sampling import SPLITS
 
 
-@pytest.mark.parametrize("split", drawing.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("options", [{}, {"cell": 24}, {"rows": 3, "columns": 6}])
 def test_every_rendered_scene_is_read_back_exactly(split, options):
     for scene in scenes.sample(40, 3, split, **options):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from minivlm import scenes
-from minivlm.scenes import drawing
+from minivlm.scenes import drawing, files, sampling
 from minivlm.scenes.grammar import COLORS, SHAPES
 
 
@@ -25,16 +25,16 @@ def test_a_shorter_sample_is_the_head_of_a_longer_one_and_seeds_differ(train):
     assert scenes.sample(50, 1) != head
 
 
-@pytest.mark.parametrize("split", drawing.SPLITS)
+@pytest.mark.parametrize("split", sampling.SPLITS)
 def test_the_files_are_the_head_of_each_stream_pixel_for_pixel(split):
-    stored, drawn = scenes.load(split), scenes.sample(drawing.SPLITS[split], 0, split)
+    stored, drawn = scenes.load(split), scenes.sample(sampling.SPLITS[split], 0, split)
     assert stored == drawn
     for a, b in zip(stored, drawn, strict=True):
         assert a.image.size == (64, 64)
         assert a.image.tobytes() == b.image.tobytes()
 
 
-def test_no_picture_of_another_split_stands_in_train():
+def test_no_image_of_another_split_is_in_train():
     seen = {scene.image.tobytes() for scene in scenes.sample(8000, 0)}
     for split in ("val", "test", "composition"):
         held_out = scenes.sample(1000, 3, split)
@@ -43,13 +43,13 @@ def test_no_picture_of_another_split_stands_in_train():
 
 def test_train_shows_every_colour_and_shape_but_no_held_out_pair(train):
     pairs = {(thing.color, thing.shape) for scene in train for thing in scene.objects}
-    assert pairs == set(drawing.SEEN)
+    assert pairs == set(sampling.SEEN)
     assert {color for color, _ in pairs} == set(COLORS)
     assert {shape for _, shape in pairs} == set(SHAPES)
     composition = {
         (t.color, t.shape) for s in scenes.sample(300, 0, "composition") for t in s.objects
     }
-    assert composition == set(drawing.HELD_OUT)
+    assert composition == set(sampling.HELD_OUT)
     assert not composition & pairs
 
 
@@ -66,9 +66,8 @@ def test_boxes_hold_their_objects_and_nothing_else_is_drawn(train):
         for thing in scene.objects:
             x1, y1, x2, y2 = thing.box
             inside = pixels[y1:y2, x1:x2]
-            assert (inside == drawing.PALETTE[thing.color]).all(
-                axis=-1
-            ).mean() > 0.1  # a small star fills least
+            filled = (inside == drawing.PALETTE[thing.color]).all(axis=-1)
+            assert filled.mean() > 0.1  # a small star fills least
             middle = pixels[(y1 + y2) // 2, (x1 + x2) // 2]
             assert tuple(middle) == drawing.PALETTE[thing.color]
             rest[y1:y2, x1:x2] = drawing.BACKGROUND
@@ -184,7 +183,7 @@ def test_a_video_moves_its_object_in_the_directions_that_the_caption_says(turns)
         for frame in scene.frames:
             ys, xs = np.nonzero((np.asarray(frame) != drawing.BACKGROUND).any(axis=-1))
             centers.append((xs.mean(), ys.mean()))
-            assert len(xs) > 20  # never outside the picture
+            assert len(xs) > 20  # never outside the image
         steps = [
             tuple(int(v) for v in np.sign(np.round(np.subtract(b, a))))
             for a, b in itertools.pairwise(centers)
@@ -198,7 +197,7 @@ def test_a_video_moves_its_object_in_the_directions_that_the_caption_says(turns)
         )
 
 
-def test_noise_makes_the_given_share_of_captions_false_and_leaves_the_pictures(train):
+def test_noise_makes_the_given_share_of_captions_false_and_leaves_the_images(train):
     noisy = scenes.sample(3000, 0, noise=0.4)
     assert [s.image.tobytes() for s in noisy] == [s.image.tobytes() for s in train]
     wrong = [not scenes.is_true(scene.caption, scene) for scene in noisy]
@@ -210,7 +209,7 @@ def test_noise_makes_the_given_share_of_captions_false_and_leaves_the_pictures(t
 
 def test_save_and_load_give_the_same_scenes(tmp_path):
     drawn = scenes.sample(5, 7, "val")
-    drawing.save(drawn, tmp_path / "val")
+    files.save(drawn, tmp_path / "val")
     assert scenes.load("val", tmp_path) == drawn
     with Image.open(tmp_path / "val" / "00000.png") as image:
         assert image.mode == "RGB"

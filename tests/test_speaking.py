@@ -21,10 +21,12 @@ from transformers import (
 
 from minivlm import __main__ as command
 from minivlm import scenes, speaking
+from minivlm.parts.generation import generate
 from minivlm.scenes import instructions
 from minivlm.speaking import open_checkpoint
 from minivlm.toys.blip import ToyBlip
 from minivlm.toys.captioner import Captioner
+from minivlm.toys.common import FROZEN, SPEAKER
 from minivlm.vit import to_pixels
 
 WORDS = ["<s>", "</s>", "<image>", "[unk]", "USER", ":", "ASSISTANT", "Question", "Answer"]
@@ -111,6 +113,11 @@ def test_a_published_llava_is_asked_in_its_authors_template(tmp_path):
         )
         new = new[:, prompt.shape[1] :] if new.shape[1] > 40 else new
         assert speaker.ask(PICTURE, question) == said(tokenizer, new)
+        given = speaker.inputs(PICTURE, question)
+        assert torch.equal(given["input_ids"], prompt) and given["attention_mask"].all()
+        with torch.no_grad():
+            difference = speaker.model(**given) - theirs(**given).logits
+        assert difference.abs().max() < 1e-5
     assert speaker.caption(PICTURE) == speaker.ask(PICTURE, "Describe the image.")
     with pytest.raises(ValueError, match="this one has 2"):
         speaker.ask(PICTURE, "what is <image> ?")
@@ -139,6 +146,12 @@ def test_a_published_blip_2_is_asked_behind_its_queries(tmp_path):
         )
         new = new[:, ids.shape[1] :] if new.shape[1] > 40 else new
         assert got == said(tokenizer, new) and got
+    given = speaker.inputs(PICTURE, "what is this ?")
+    ids = tokenizer.encode("Question: what is this ? Answer:").ids
+    assert given["input_ids"].tolist() == [[PLACE] * 3 + ids]
+    with torch.no_grad():
+        difference = speaker.model(**given) - theirs(**given).logits
+    assert difference.abs().max() < 1e-5
     with pytest.raises(ValueError, match="special token '<image>'"):
         speaker.ask(PICTURE, "what is <image> ?")
 
@@ -153,6 +166,10 @@ def test_a_published_blip_captions_and_answers_nothing(tmp_path):
     speaker = open_checkpoint(tmp_path)
     ids = [BEGIN]
     with torch.no_grad():
+        given = speaker.inputs(PICTURE, "what is this")
+        assert given["input_ids"].tolist() == [[BEGIN, *tokenizer.encode("what is this").ids[1:]]]
+        logits = theirs(given["pixel_values"], given["input_ids"]).logits
+        assert (speaker.model.caption_logits(**given) - logits).abs().max() < 1e-5
         while len(ids) < 41 and (
             len(ids) == 1 or ids[-1] != END
         ):  # transformers' own loop adds a [SEP] of its own
@@ -194,16 +211,50 @@ def picture(tmp_path):
     return str(tmp_path / "a.png")
 
 
-def test_our_own_describers_are_found_by_their_tokenizers(tmp_path, picture, capsys):
+def test_our_own_describers_are_found_by_what_config_json_says(tmp_path, picture, capsys):
     captions = [scene.caption for scene in scenes.load("val")]
     for kind in (Captioner, ToyBlip):
         toy, folder = kind.new(captions), tmp_path / kind.__name__
         toy.save(folder)
-        assert isinstance(open_checkpoint(folder), speaking.Describer)
+        speaker = open_checkpoint(folder)
+        assert isinstance(speaker, speaking.Describer)
+        given = speaker.inputs(PICTURE, "a large")
+        place = toy.tokenizer.encode("a large")
+        assert given["input_ids"][0, -len(place) :].tolist() == place
+        takes = speaker.model.caption_logits if kind is ToyBlip else speaker.model
+        with torch.no_grad():
+            assert takes(**given).shape[:2] == given["input_ids"].shape
         assert command.main(["caption", picture, "--checkpoint", str(folder)]) == 0
         assert command.main(["ask", picture, "what is this?", "--checkpoint", str(folder)]) == 1
         out, err = capsys.readouterr()
         assert out.startswith(f"{picture}: ") and "never trained on questions" in err
+
+
+def test_an_unknown_speaker_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", SPEAKER: "parrot"}))
+    with pytest.raises(ValueError, match="minivlm = 'parrot' is unknown; known: .*'captioner'"):
+        open_checkpoint(tmp_path)
+
+
+def test_the_weights_and_the_images_have_the_type_that_is_asked_for(tmp_path):
+    Captioner.new([scene.caption for scene in scenes.load("val")]).save(tmp_path / "captioner")
+    for folder in (tmp_path / "captioner", FROZEN / "llava", FROZEN / "blip"):
+        speaker = open_checkpoint(folder, torch.float64)
+        assert speaker.inputs(PICTURE, "a red star")["pixel_values"].dtype == torch.float64
+        assert isinstance(speaker.caption(PICTURE), str)
+
+
+@torch.no_grad()
+def test_the_committed_llava_answers_from_what_inputs_gives():
+    speaker = open_checkpoint(FROZEN / "llava")
+    asked = "describe the picture."
+    given, tokenizer = speaker.inputs(PICTURE, asked), speaker.assistant.processor.tokenizer
+    new = generate(speaker.model, max_new_tokens=24, eos_id=end(tokenizer), **given)
+    assert tokenizer.decode(new[0, :-1].tolist()) == speaker.ask(PICTURE, asked)
+
+
+def end(tokenizer) -> int:
+    return tokenizer.special_tokens["<|im_end|>"]
 
 
 def test_a_folder_that_is_no_checkpoint_gets_one_line(tmp_path, picture, capsys):

@@ -1,6 +1,7 @@
 """subwords.py, with the WordPiece and Unigram models of `tokenizers` as oracles."""
 
 import math
+from collections import Counter
 from itertools import combinations
 
 import pytest
@@ -8,12 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from minivlm.subwords import MAX_WORD, UNKNOWN, Unigram, WordPiece
+from minivlm.subwords import (
+    MAX_WORD,
+    SPACED,
+    UNKNOWN,
+    WORDS,
+    Unigram,
+    WordPiece,
+    count_matches,
+)
 
 TEXT = (
-    "low lower lowest new newer newest wide wider widest the small red circle is left of the blue square. "
-    * 3
-)
+    "low lower lowest new newer newest wide wider widest "
+    "the small red circle is left of the blue square. "
+) * 3
 
 
 def hf_wordpiece(model: WordPiece) -> Tokenizer:
@@ -35,8 +44,15 @@ def ids_of(model: Unigram, pieces: list[str]) -> list[int]:
     return [ids.get(piece, 0) for piece in pieces]
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(max_size=20) | st.text("a_1 #\n\x1c\u3000中🙂", max_size=20), max_size=4))
+def test_words_to_train_on_are_those_that_the_pattern_finds(texts):
+    for pattern in (WORDS, SPACED):
+        found = Counter(word for text in texts for word in pattern.findall(text))
+        assert count_matches(texts, pattern) == found
+
+
 # --- WordPiece
-# --------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None)
@@ -81,7 +97,6 @@ def test_wordpiece_training_grows_to_the_size_asked_for_or_until_nothing_is_left
 
 
 # --- Unigram
-# ----------------------------------------------------------------------------------------------
 
 log_p = st.floats(-20, -0.01)
 

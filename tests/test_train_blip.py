@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from minivlm import scenes
-from minivlm.scenes import drawing, grammar
+from minivlm.scenes import grammar
+from minivlm.scenes.files import DATA
 from minivlm.scenes.pixels import pixels
 from minivlm.toys import blip
 from minivlm.toys.blip import ToyBlip, bootstrap, foils, judgements, retrieval, told_truly
@@ -95,7 +96,7 @@ class Oracle(ToyBlip):
 
 def test_a_perfect_judge_gets_every_foil_and_repairs_the_ranking(trained):
     toy, _ = trained
-    oracle = Oracle(toy.model, toy.tokenizer, toy.config)
+    oracle = Oracle(toy.model, toy.tokenizer)
     assert set(judgements(oracle, SINGLE, IMAGES).values()) == {1.0}
     found = retrieval(oracle, SINGLE, IMAGES, among=len(SINGLE))
     assert found["image to text, re-ranked"] == found["text to image, re-ranked"] == 1.0
@@ -113,7 +114,7 @@ def test_the_sets_of_capfilt_are_what_a_filter_lets_through_of_the_web_and_of_th
     trained,
 ):
     toy, _ = trained
-    oracle = Oracle(toy.model, toy.tokenizer, toy.config)
+    oracle = Oracle(toy.model, toy.tokenizer)
     web = CAPTIONS[1:41] + CAPTIONS[:1] + CAPTIONS[41:]  # the first 41 are each other's
     sets = bootstrap(oracle, IMAGES, web, (IMAGES[:64], CAPTIONS[:64]), steps=2)
     written = sets["C"][len(web) :]
@@ -175,7 +176,7 @@ def test_every_second_batch_is_made_of_mates(monkeypatch):
 
 @pytest.mark.parametrize("split, captions", [("val", 0.9), ("composition", 0.7)])
 def test_the_frozen_blip_judges_ranks_and_captions_well(split, captions):
-    folder = drawing.DATA.parent / "checkpoints" / "blip"
+    folder = DATA / "checkpoints" / "blip"
     assert (folder / "model.safetensors").stat().st_size < 2_000_000
     toy, found = ToyBlip.load(folder), scenes.load(split)[:120]
     asked = pixels([scene.image for scene in found])

@@ -1,4 +1,4 @@
-"""The toys of notebooks 09 and 10: rows, packing, losses and measures; that the stored one points."""
+"""The toys of notebooks 09 and 10: rows, packing, losses, measures; that the stored one points."""
 
 from itertools import product
 from random import Random
@@ -15,10 +15,10 @@ from minivlm.scenes import tasks
 from minivlm.scenes.pixels import pixels
 from minivlm.toys.common import FROZEN
 from minivlm.toys.qwen2_vl import (
+    GRIDS,
     LENGTH,
-    SHAPES,
     VIDEOS,
-    Captioner,
+    AnySizeCaptioner,
     FlatQwen2VL,
     mixed,
     tells_motion,
@@ -28,7 +28,7 @@ from minivlm.toys.qwen_vl import Pointer, with_tags
 
 @pytest.fixture(scope="module")
 def shapes() -> list[scenes.Scene]:
-    return mixed(21, 0, "train", SHAPES)
+    return mixed(21, 0, "train", GRIDS)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ KINDS = {
 }
 
 
-def made(name: str, found: list[scenes.Scene]) -> Captioner:
+def made(name: str, found: list[scenes.Scene]) -> AnySizeCaptioner:
     kind, options = KINDS[name]
-    return Captioner.new(kind, [scene.caption for scene in found], **options)
+    return AnySizeCaptioner.new(kind, [scene.caption for scene in found], **options)
 
 
 # Notebook 10's
@@ -53,9 +53,9 @@ def made(name: str, found: list[scenes.Scene]) -> Captioner:
 
 def test_mixed_scenes_come_in_equal_parts_of_every_shape(shapes) -> None:
     sizes = [(scene.image.height // 16, scene.image.width // 16) for scene in shapes]
-    assert sorted(sizes) == sorted(3 * [(kind["rows"], kind["columns"]) for kind in SHAPES])
+    assert sorted(sizes) == sorted(3 * [(kind["rows"], kind["columns"]) for kind in GRIDS])
     assert sizes != sorted(sizes)
-    assert [scene.caption for scene in mixed(21, 0, "train", SHAPES)] == [
+    assert [scene.caption for scene in mixed(21, 0, "train", GRIDS)] == [
         scene.caption for scene in shapes
     ]
 
@@ -125,7 +125,7 @@ def test_a_picture_is_seen_the_way_that_is_asked_for(shapes) -> None:
 
 
 def test_captions_do_not_depend_on_what_else_is_in_the_batch(shapes, films) -> None:
-    for captioner, found in ((made("Qwen2-VL", shapes), shapes), (Captioner.load(), films)):
+    for captioner, found in ((made("Qwen2-VL", shapes), shapes), (AnySizeCaptioner.load(), films)):
         if found is shapes:
             captioner.train(found, 25, batch=21)
         together = captioner.caption(found)
@@ -151,7 +151,7 @@ def test_a_saved_captioner_is_a_published_checkpoint_in_half_precision(
 ) -> None:
     captioner = made(name, shapes)
     captioner.save(tmp_path)
-    again = Captioner.load(tmp_path)
+    again = AnySizeCaptioner.load(tmp_path)
     assert type(again.model) is KINDS[name][0] and again.model.config == captioner.model.config
     rounded = {key: value.half().float() for key, value in captioner.model.state_dict().items()}
     assert all(torch.equal(value, rounded[key]) for key, value in again.model.state_dict().items())
@@ -237,7 +237,7 @@ def test_the_stored_model_points_at_what_is_named_in_unseen_pairs_too(split: str
 @pytest.mark.parametrize("turns", [0, 1])
 def test_the_stored_model_of_videos_tells_the_motion(turns: int) -> None:
     found = mixed(40, 7, "test", [{"frames": frames, "turns": turns} for frames in (6, 8)])
-    said = Captioner.load().caption(found)
+    said = AnySizeCaptioner.load().caption(found)
     assert sum(map(tells_motion, said, found)) >= 36
 
 

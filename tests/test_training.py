@@ -127,6 +127,21 @@ def test_muon_gets_the_hidden_matrices_and_nothing_else():
     assert len(hidden_matrices(model)) == 1
 
 
+def test_muon_calls_a_closure_for_the_gradients_and_returns_its_loss():
+    start = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    plain, closed = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    plain.pow(2).sum().backward()
+
+    def closure():
+        value = closed.pow(2).sum()
+        value.backward()
+        return value
+
+    assert Muon([plain]).step() is None
+    assert Muon([closed]).step(closure).item() == pytest.approx(start.pow(2).sum().item())
+    assert torch.equal(plain, closed) and not torch.equal(plain, start)
+
+
 def test_the_schedule_rises_then_falls_to_almost_nothing():
     values = [schedule(step, 100) for step in range(100)]
     assert max(values) == 1 and values[0] == pytest.approx(0.2)

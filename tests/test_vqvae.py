@@ -14,8 +14,8 @@ from torch import nn
 
 from minivlm import scenes, vqvae
 from minivlm.parts.training import fit
-from minivlm.scenes import drawing
-from minivlm.toys.vqvae import train_vqvae
+from minivlm.scenes.files import DATA
+from minivlm.toys.vqvae import load_vqvae, save_vqvae, train_vqvae
 from minivlm.vqvae import VQVAE, Quantizer, VQVAEConfig
 
 SMALL = VQVAEConfig(codes=6, dim=3, widths=(4, 8), hidden=4)
@@ -69,7 +69,8 @@ def test_nearest_code_is_the_one_that_brute_force_finds(seed, n, k, dim):
 )
 @settings(deadline=None, max_examples=50)
 def test_two_ema_steps_agree_with_an_independent_computation(seed, n, k, dim, decay, epsilon):
-    c = replace(SMALL, codes=k, dim=dim, decay=min(decay, 0.999), epsilon=epsilon)
+    decay = min(round(decay, 3), 0.999)  # float32 knows 1 - decay to seven digits
+    c = replace(SMALL, codes=k, dim=dim, decay=decay, epsilon=epsilon)
     rng = np.random.default_rng(seed)
     quantizer = Quantizer(c)
     state = [
@@ -279,16 +280,16 @@ def test_perplexity_and_psnr_at_their_ends():
 
 def test_save_and_load_keep_every_number(tmp_path):
     model, images = new(mean=(0.1, 0.2, 0.3), ema=False).eval(), torch.rand(1, 3, 8, 8)
-    model.save(tmp_path)
-    again = VQVAE.load(tmp_path)
+    save_vqvae(model, tmp_path)
+    again = load_vqvae(tmp_path)
     assert again.config == model.config and not again.training
     assert torch.equal(again(images)[0], model(images)[0])
     assert again.quantizer.codebook.requires_grad
 
 
 def test_a_loaded_ema_codebook_goes_on_from_where_it_is(tmp_path):
-    new().save(tmp_path)
-    quantizer = VQVAE.load(tmp_path).quantizer
+    save_vqvae(new(), tmp_path)
+    quantizer = load_vqvae(tmp_path).quantizer
     before = quantizer.codebook.detach().clone()
     assert not quantizer.codebook.requires_grad
     quantizer.update(before, torch.arange(6))
@@ -304,11 +305,11 @@ def test_a_loaded_ema_codebook_goes_on_from_where_it_is(tmp_path):
     ],
 )
 def test_a_configuration_that_does_not_fit_the_weights_is_refused(tmp_path, change, message):
-    new().save(tmp_path)
+    save_vqvae(new(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
-        VQVAE.load(tmp_path)
+        load_vqvae(tmp_path)
 
 
 @pytest.mark.parametrize("ema", [True, False])
@@ -348,9 +349,9 @@ def test_a_short_training_beats_the_blank_picture():
 
 
 def test_the_frozen_checkpoint_draws_held_out_scenes_well():
-    folder = drawing.DATA.parent / "checkpoints" / "vqvae"
+    folder = DATA / "checkpoints" / "vqvae"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
-    model = VQVAE.load(folder)
+    model = load_vqvae(folder)
     images = vqvae.to_unit([scene.image for scene in scenes.load("test")])
     ids = model.encode_to_ids(images)
     assert ids.shape == (250, 8, 8) and len(ids.unique()) > model.config.codes // 2

@@ -1,5 +1,4 @@
-"""How fast is our byte-level BPE? Training and encoding beside tokenizers, tiktoken and minbpe's
-algorithm.
+"""How fast is our byte-level BPE? Beside tokenizers, tiktoken and minbpe's algorithm.
 
     python tools/benchmark_bpe.py [--megabytes 5] [--vocab-size 8192] [--repeat 3]
 
@@ -23,11 +22,7 @@ os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # noqa: E402
 
-from minivlm.bpe import (  # noqa: E402
-    BYTE_TO_ID,
-    BPETokenizer,  # noqa: E402
-    from_visible,
-)
+from minivlm.bpe import BYTE_TO_ID, BPETokenizer, from_visible  # noqa: E402
 
 NAIVE_BYTES, NAIVE_MERGES = 200_000, 20  # the naive loop is timed on so much
 
@@ -45,9 +40,7 @@ def long_text(megabytes: float) -> str:
 
 
 def naive_merges(ids: list[int], count: int) -> list[tuple[int, int]]:
-    """minbpe's BasicTokenizer.train: count all pairs again, rewrite the whole text, for every
-    merge.
-    """
+    """minbpe's BasicTokenizer.train: for every merge count all pairs, rewrite the whole text."""
     merges = []
     for new in range(256, 256 + count):
         pairs = {}
@@ -68,7 +61,7 @@ def naive_merges(ids: list[int], count: int) -> list[tuple[int, int]]:
 
 
 def ids_looked_at(tok: BPETokenizer, text: str) -> float:
-    """The length of the text in tokens, summed over all merges: what the naive loop goes through."""
+    """The length of the text in tokens, summed over all merges: what the naive loop reads."""
     grid = [int(len(tok.merges) * x**3) for x in (0, 0.2, 0.4, 0.6, 0.8, 1)]
     lengths = [len(BPETokenizer(tok.ranks, tok.merges[:n]).encode(text)) for n in grid]
     return sum(
@@ -107,9 +100,8 @@ def main() -> int:
     arguments = parser.parse_args()
     text, size = long_text(arguments.megabytes), arguments.vocab_size
     megabytes, count = len(text.encode()) / 1e6, size - 256
-    print(
-        f"{megabytes:.2f} MB of Python sources, vocabulary {size}, one thread, best of {arguments.repeat}\n"
-    )
+    print(f"{megabytes:.2f} MB of Python sources, vocabulary {size}, one thread, ", end="")
+    print(f"best of {arguments.repeat}\n")
 
     ours, tok = best_time(lambda: BPETokenizer.train(text, size), arguments.repeat)
     theirs, hf = best_time(lambda: train_tokenizers(text, size), arguments.repeat)
@@ -144,9 +136,8 @@ def main() -> int:
     ]
     equal = sum(a == b for a, b in zip(tok.merges, merges, strict=True))
     same_ids = all(result == ids[0] for result in ids)
-    print(
-        f"\n{equal} of {count} merges equal those of tokenizers; ids the same in all rows: {same_ids}"
-    )
+    print(f"\n{equal} of {count} merges equal those of tokenizers; ", end="")
+    print(f"ids the same in all rows: {same_ids}")
     return 0 if equal == count and same_ids else 1
 
 

@@ -2,9 +2,8 @@
 
     python tools/execute_notebooks.py                          # all of them, solutions too
     python tools/execute_notebooks.py notebooks/01_bpe_tokenizer.ipynb
-    python tools/execute_notebooks.py --format NOTEBOOK...     # canonical form only, nothing is
-    executed python tools/execute_notebooks.py --check                  # list what is wrong;
-    execute and write nothing
+    python tools/execute_notebooks.py --format NOTEBOOK...     # canonical form only: runs nothing
+    python tools/execute_notebooks.py --check                  # list what is wrong, write nothing
 
 A notebook whose cell fails is left as it was. Figures are stored in few colours. A second run
 changes nothing but the outputs of cells that are tagged `nbval-ignore-output`.
@@ -127,7 +126,7 @@ def refresh(path: Path, run: bool) -> bool:
 
 
 def check(path: Path) -> bool:
-    """List what the hygiene test would say about one notebook; return whether it would be silent."""
+    """List what the hygiene test would say about one notebook; return whether that is nothing."""
     found = problems(path)
     print("\n  ".join([os.path.relpath(path), *(found or ["ok"])]))
     return not found

@@ -38,7 +38,7 @@ FORBIDDEN_CODE = {
     r"^\s*%%?(?:time|timeit|prun)\b": "a timing magic",
     r"^\s*(?:!|%pip\b|%conda\b|%%bash\b|%%sh\b)": "a shell command",
     r"\btqdm\.(?:auto|notebook)\b": "a tqdm that draws a widget (use the plain one)",
-    r"""\b(?:filterwarnings|simplefilter)\(\s*(?:action=)?["']ignore""": "a silenced warning (fix its cause)",
+    r"""\b(?:filterwarnings|simplefilter)\(\s*(?:action=)?["']ignore""": "a silenced warning",
     r"\bsvg\b": "svg (use png)",
     r"^\s*#+\s*(?:NBVAL_|PYTEST_VALIDATE_)": "a marker of nbval in a comment (use a cell tag)",
 }
@@ -146,7 +146,7 @@ def without_fences(markdown: str) -> str:
 
 
 def prose(cell: NotebookNode) -> str:
-    """The markdown of a cell without what is shown literally: fenced code, inline code, formulas."""
+    """The markdown of a cell without what is shown literally: code, inline code, formulas."""
     text = re.sub(r"(?s)(`+)(?!`).+?(?<!`)\1(?!`)", "", without_fences(cell.source))
     return re.sub(r"(?s)\$\$.+?\$\$|\$[^$\n]+\$", "", text)
 
@@ -210,7 +210,7 @@ def check_ids(nb: NotebookNode) -> Iterator[str]:
 
 
 def check_tags(nb: NotebookNode) -> Iterator[str]:
-    """Only our two tags, on code cells, and never both: such a cell would pass when nothing raises."""
+    """Only our two tags, on code cells, never both: such a cell would pass when nothing raises."""
     for cell in nb.cells:
         unknown = sorted(set(tags(cell)) - {IGNORED, RAISES})
         if unknown:
@@ -296,7 +296,8 @@ def check_figures(nb: NotebookNode) -> Iterator[str]:
     """A figure is small, and a markdown cell right below says what to see."""
     for cell, following in zip(nb.cells, [*nb.cells[1:], None], strict=True):
         if any(len(png) > FIGURE_BYTES for png in figures(cell)):
-            yield f"{cell.id}: a figure of {max(map(len, figures(cell)))} bytes, over {FIGURE_BYTES}"
+            size = max(map(len, figures(cell)))
+            yield f"{cell.id}: a figure of {size} bytes, over {FIGURE_BYTES}"
         if figures(cell) and not (following and following.cell_type == "markdown"):
             yield f"{cell.id}: a figure without a caption in a markdown cell below"
 

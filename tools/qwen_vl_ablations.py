@@ -106,7 +106,7 @@ def answered(made: Pointer, found: list[Scene], images: Tensor, count: int) -> f
         for ([(which, question), *_], _), numbers in zip(talks, shown, strict=True)
     ]
     right = [
-        tasks.accepts(question, said, found[i])
+        tasks.is_solved(question, said, found[i])
         for (question, i), said in zip(firsts, answers, strict=True)
     ]
     return sum(right) / len(right)

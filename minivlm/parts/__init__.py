@@ -1,3 +1,1 @@
-"""What the models are put together from: layers, masks, positions, the decoder, generation,
-training.
-"""
+"""What every model is made of: layers, masks, positions, decoder, generation, training."""

@@ -5,13 +5,15 @@ Pre-norm blocks of RMSNorm, rotary positions, grouped-query attention (Ainslie e
 SwiGLU, no biases.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minivlm.parts.layers import (
+    LayerCache,
+    Maybe,
     RMSNorm,
     SwiGLU,
     attend,
@@ -26,6 +28,8 @@ from minivlm.parts.rope import Tables, rotary_tables, rotate
 
 @dataclass(frozen=True)
 class DecoderConfig:
+    """The sizes of a ``Decoder``; the defaults are Llama's."""
+
     vocab_size: int
     width: int
     layers: int
@@ -42,84 +46,97 @@ class DecoderConfig:
     mlp_bias: bool = False
     tied: bool = False  # the output layer is the embedding table
 
+    @property
+    def rotary_dim(self) -> int:
+        """Features of a head, all of which are turned by its position."""
+        return self.head_dim or self.width // self.heads
+
 
 class KVCache:
-    """The keys and values of all tokens so far, one pair a layer: generation then computes one
-    token a step.
-    """
+    """The keys and values of all tokens so far: generation then computes one token a step."""
 
-    def __init__(self):
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> (B, kv heads, S, d) twice
-        self.next_position: Tensor | int = (
-            0  # (B, 1), of a model whose positions do not count the tokens (M-RoPE)
-        )
+    def __init__(self) -> None:
+        self.layers: list[LayerCache] = []
 
     @property
     def length(self) -> int:
         """Tokens held (S)."""
-        return self.layers[0][0].shape[2] if self.layers else 0
+        return self.layers[0].length if self.layers else 0
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append new keys and values (B, kv heads, T, d) of a layer, return all of them."""
-        if layer in self.layers:
-            old_k, old_v = self.layers[layer]
-            k, v = torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2)
-        self.layers[layer] = (k, v)
-        return k, v
+    def layer(self, number: int) -> LayerCache:
+        """The cache of one layer; layers are asked for from 0 on."""
+        if number == len(self.layers):
+            self.layers.append(LayerCache())
+        return self.layers[number]
 
 
 Cache = KVCache | None  # None: every token is computed anew
 
 
+def visible(
+    x: Tensor, attention_mask: Maybe = None, cache: Cache = None, mask: Maybe = None
+) -> Maybe:
+    """Who sees whom, for new tokens x (B, T, D): (..., T, S), S = cached + T; None = everything.
+
+    ``mask`` (..., T, S), or else the causal one, without the keys that attention_mask (B, S) says
+    are padding.
+    """
+    past, length = cache.length if cache else 0, x.shape[1]
+    if mask is None and attention_mask is None and length == 1:
+        return None  # the newest token sees all before it
+    mask = causal(length, past) if mask is None else mask
+    mask = mask.to(x.device)
+    if attention_mask is not None:
+        mask = mask & padding(attention_mask, (len(x), past + length))  # (B, 1, T, S)
+    return mask
+
+
 class GroupedQueryAttention(nn.Module):
     """Attention with rotary positions in which several query heads share one key-value head."""
 
-    def __init__(self, config: DecoderConfig, layer: int):
+    def __init__(self, config: DecoderConfig):
         super().__init__()
-        if config.heads % config.kv_heads:
+        c, d = config, config.rotary_dim
+        if c.heads % c.kv_heads:
             raise ValueError(
-                f"{config.heads} query heads do not divide into {config.kv_heads} key-value heads"
+                f"{c.heads} query heads do not divide into {c.kv_heads} key-value heads"
             )
-        self.layer, self.heads, self.kv_heads = layer, config.heads, config.kv_heads
-        d = config.head_dim or config.width // config.heads
-        self.q = nn.Linear(config.width, config.heads * d, bias=config.attention_bias)
-        self.k = nn.Linear(config.width, config.kv_heads * d, bias=config.attention_bias)
-        self.v = nn.Linear(config.width, config.kv_heads * d, bias=config.attention_bias)
-        out_bias = config.attention_bias if config.out_bias is None else config.out_bias
-        self.out = nn.Linear(config.heads * d, config.width, bias=out_bias)
-        self.q_norm, self.k_norm = (
-            RMSNorm(d, config.eps) if config.qk_norm else nn.Identity() for _ in range(2)
-        )
+        self.heads, self.kv_heads = c.heads, c.kv_heads
+        self.q = nn.Linear(c.width, c.heads * d, bias=c.attention_bias)
+        self.k = nn.Linear(c.width, c.kv_heads * d, bias=c.attention_bias)
+        self.v = nn.Linear(c.width, c.kv_heads * d, bias=c.attention_bias)
+        out_bias = c.attention_bias if c.out_bias is None else c.out_bias
+        self.out = nn.Linear(c.heads * d, c.width, bias=out_bias)
+        self.q_norm = RMSNorm(d, c.eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(d, c.eps) if c.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None
+        self, x: Tensor, mask: Maybe, rotary: Tables, cache: LayerCache | None = None
     ) -> Tensor:
         """x (B, T, D), mask (..., T, S), rotary tables (T, d) -> (B, T, D); S = cached + T."""
         q = rotate(self.q_norm(split_heads(self.q(x), self.heads)), *rotary)  # (B, h, T, d)
-        k = rotate(
-            self.k_norm(split_heads(self.k(x), self.kv_heads)), *rotary
-        )  # (B, kv heads, T, d)
+        # k and v: (B, kv heads, T, d)
+        k = rotate(self.k_norm(split_heads(self.k(x), self.kv_heads)), *rotary)
         v = split_heads(self.v(x), self.kv_heads)
         if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-        group = self.heads // self.kv_heads
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)  # (B, h, S, d)
+            k, v = cache.extend(k, v)  # (B, kv heads, S, d)
         return self.out(merge_heads(attend(q, k, v, mask)))
 
 
 class DecoderBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: DecoderConfig, layer: int):
+    def __init__(self, config: DecoderConfig):
         super().__init__()
         self.norm1 = RMSNorm(config.width, config.eps)
-        self.attention = GroupedQueryAttention(config, layer)
+        self.attention = GroupedQueryAttention(config)
         self.norm2 = RMSNorm(config.width, config.eps)
         self.mlp = SwiGLU(config.width, config.hidden, config.act, bias=config.mlp_bias)
 
     def forward(
-        self, x: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None
+        self, x: Tensor, mask: Maybe, rotary: Tables, cache: LayerCache | None = None
     ) -> Tensor:
+        """As ``GroupedQueryAttention.forward``."""
         x = x + self.attention(self.norm1(x), mask, rotary, cache)
         return x + self.mlp(self.norm2(x))
 
@@ -131,7 +148,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(DecoderBlock(config, i) for i in range(config.layers))
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.eps)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         self.apply(init_weights)
@@ -143,50 +160,57 @@ class Decoder(nn.Module):
         check_ids(input_ids, self.config.vocab_size)
         return self.embedding(input_ids)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *args,
-        **options,
-    ) -> Tensor:
-        """As ``states``, -> logits (B, T, V)."""
-        return self.head(self.states(input_ids, attention_mask, *args, **options))
+    def rotary(self, x: Tensor, cache: Cache = None, positions: Maybe = None) -> Tables:
+        """cos and sin for the new tokens x (B, T, D), which follow the cached ones.
+
+        positions: (T,) or (B, T) in place of cached, cached + 1, ...
+        """
+        if positions is None:
+            past = cache.length if cache else 0
+            positions = torch.arange(past, past + x.shape[1])
+        tables = rotary_tables(positions.to(x.device), self.config.rotary_dim, self.config.theta)
+        return per_head(tables)
 
     def states(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        cache: Cache = None,
         *,
-        embeds: Tensor | None = None,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        rotary: Tables | None = None,
-        before_block: Callable[[int, Tensor], Tensor] | None = None,
-        add: Sequence[Tensor] = (),
+        embeds: Maybe = None,
+        mask: Maybe = None,
+        positions: Maybe = None,
     ) -> Tensor:
-        """Ids (B, T), or embeddings (B, T, D) in their stead, -> the states after the final norm
-        (B, T, D).
+        """Ids (B, T), or embeddings (B, T, D) -> the states after the final norm (B, T, D).
 
         attention_mask: (B, S) of 1 (token) and 0 (padding), S = cached + T. mask: (..., T, S) in
-        place of the causal one. positions: (T,) or (B, T) in place of cached, cached + 1, ...;
-        rotary: or their tables, two (B, T, d). before_block(i, x): what block i gets for x. add:
-        (B, T, D) each, to what blocks 0, 1, ... return (DeepStack).
+        place of the causal one. positions: (T,) or (B, T) in place of cached, cached + 1, ...
         """
-        x = self.embed(input_ids) if embeds is None else embeds
-        past, length = cache.length if cache else 0, x.shape[1]
-        mask = causal(length, past) if mask is None else mask
-        mask = mask.to(x.device)
-        if attention_mask is not None:
-            mask = mask & padding(attention_mask, (len(x), past + length))  # (B, 1, T, S)
-        d = self.config.head_dim or self.config.width // self.config.heads
-        positions = torch.arange(past, past + length) if positions is None else positions
-        rotary = rotary or rotary_tables(positions.to(x.device), d, self.config.theta)
-        rotary = tuple(
-            t[:, None] if t.ndim == 3 else t for t in rotary
-        )  # (B, 1, T, d): the same for every head
+        if embeds is None:
+            assert input_ids is not None, "neither ids nor their embeddings"
+            embeds = self.embed(input_ids)
+        x, rotary = embeds, self.rotary(embeds, cache, positions)
+        mask = visible(x, attention_mask, cache, mask)
         for i, block in enumerate(self.blocks):
-            x = block(before_block(i, x) if before_block else x, mask, rotary, cache)
-            x = x + add[i] if i < len(add) else x
+            x = block(x, mask, rotary, cache.layer(i) if cache else None)
         return self.norm(x)
+
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        cache: Cache = None,
+        **options: Maybe,
+    ) -> Tensor:
+        """As ``states`` -> logits (B, T, V)."""
+        return self.head(self.states(input_ids, attention_mask, cache, **options))
+
+    def next_logits(self, *args: Any, **options: Any) -> Tensor:
+        """As ``forward``, of the last position alone: (B, V)."""
+        return self.head(self.states(*args, **options)[:, -1])
+
+
+def per_head(tables: Tables) -> Tables:
+    """Tables of one row (T, d) or of each (B, T, d) -> such that they fit (B, h, T, d)."""
+    cos, sin = tables
+    return (cos[:, None], sin[:, None]) if cos.ndim == 3 else (cos, sin)

@@ -1,16 +1,21 @@
 """Decoding: turn logits into tokens, one at a time."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from minivlm.parts.decoder import KVCache
+from minivlm.parts.masks import padding
 
 
 def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
-    """Keep the smallest set of most likely tokens whose probability reaches top_p (Holtzman et al.
-    2020, section 3.1).
+    """Keep the nucleus: the smallest set of most likely tokens whose probability reaches top_p.
 
-    probs (B, V), rows sum to 1 -> (B, V), rows sum to 1, zero outside the nucleus.
+    probs (B, V), rows sum to 1 -> (B, V), rows sum to 1, zero outside the nucleus. Holtzman et al.
+    2020, section 3.1.
     """
     ordered, index = probs.sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered  # the mass of the tokens ranked above
@@ -22,9 +27,7 @@ def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
 def pick(
     logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Logits (B, V) -> one id a row (B,): the largest at temperature 0, else a draw from the
-    nucleus.
-    """
+    """Logits (B, V) -> ids (B,): the largest at temperature 0, else a draw from the nucleus."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     probs = top_p_filter((logits.float() / temperature).softmax(dim=-1), top_p)
@@ -32,14 +35,15 @@ def pick(
 
 
 def left_align_padding(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the padding of every row to its left, so that the next token follows the last real one."""
+    """Move the padding of every row to its left: the next token follows the last real one."""
     order = attention_mask.argsort(dim=1, stable=True)  # zeros first, tokens in their order
     return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
+# One documented entry to decoding: its options are separate keywords, not an object of options.
 @torch.no_grad()
-def generate(
-    model: nn.Module,
+def generate(  # noqa: PLR0913
+    model: Callable[..., Tensor],
     input_ids: Tensor,
     max_new_tokens: int,
     temperature: float = 0,
@@ -58,39 +62,59 @@ def generate(
     ``inputs`` (an image, say) go to the model with the prompt. ``use_cache=False`` computes
     everything anew at each step: same ids.
     """
+    check_sampling(temperature, top_p, max_new_tokens)
+    ids, mask = check_prompts(input_ids, attention_mask)
+    new_cache = getattr(model, "new_cache", KVCache)  # a model may bring its own kind
+    cache = new_cache() if use_cache else None
+    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    said: list[Tensor] = []
+    while len(said) < max_new_tokens and not done.all():
+        if cache and cache.length:
+            logits = next_logits(model, ids[:, -1:], attention_mask=mask, cache=cache)
+        else:
+            logits = next_logits(model, ids, attention_mask=mask, cache=cache, **inputs)
+        new = pick(logits, temperature, top_p, generator)
+        if eos_id is not None:
+            new = torch.where(done, eos_id, new)
+            done |= new == eos_id
+        said.append(new)
+        ids = torch.cat([ids, new[:, None]], dim=1)
+        if mask is not None:
+            mask = F.pad(mask, (0, 1), value=1)
+    return torch.stack(said, dim=1)
+
+
+def next_logits(model: Callable[..., Tensor], ids: Tensor, **inputs: Any) -> Tensor:
+    """The logits (B, V) of what follows the ids (B, T).
+
+    A model with a method of this name computes those of the last position alone: with 150,000
+    tokens in the vocabulary, the others cost as much as the prompt.
+    """
+    if hasattr(model, "next_logits"):
+        return model.next_logits(ids, **inputs)
+    return model(ids, **inputs)[:, -1]
+
+
+def check_sampling(temperature: float, top_p: float, max_new_tokens: int) -> None:
+    """ValueError unless temperature >= 0, 0 < top_p <= 1 and max_new_tokens >= 1."""
     if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
         raise ValueError(
-            f"need temperature >= 0, 0 < top_p <= 1, max_new_tokens >= 1; got {temperature}, {top_p}, {max_new_tokens}"
+            "need temperature >= 0, 0 < top_p <= 1, max_new_tokens >= 1; "
+            f"got {temperature}, {top_p}, {max_new_tokens}"
         )
+
+
+def check_prompts(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Prompts (B, T) with their padding on the left, and its mask; None where nothing is padded."""
     if input_ids.ndim != 2 or input_ids.shape[1] == 0:
         raise ValueError(
             f"input_ids must be (B, T) with T >= 1, got shape {tuple(input_ids.shape)}"
         )
-    mask = (
-        torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
-    )
-    if mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask must be {tuple(input_ids.shape)}, got {tuple(mask.shape)}"
-        )
+    if attention_mask is None:
+        return input_ids, None
+    padding(attention_mask, input_ids.shape)  # ValueError for another shape or other values
+    mask = attention_mask.to(input_ids.dtype)
     empty = (mask.sum(dim=1) == 0).nonzero()
     if len(empty):
         raise ValueError(f"row {empty[0].item()} of the prompts is padding alone")
-    ids, mask = left_align_padding(input_ids, mask)
-    prompt_length = ids.shape[1]
-    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    cache = KVCache() if use_cache else None
-    for _ in range(max_new_tokens):
-        if cache and cache.length:
-            logits = model(ids[:, -1:], attention_mask=mask, cache=cache)
-        else:
-            logits = model(ids, attention_mask=mask, cache=cache, **inputs)
-        new = pick(logits[:, -1], temperature, top_p, generator)
-        if eos_id is not None:
-            new = torch.where(done, eos_id, new)
-            done |= new == eos_id
-        ids = torch.cat([ids, new[:, None]], dim=1)
-        mask = torch.cat([mask, torch.ones_like(new)[:, None]], dim=1)
-        if done.all():
-            break
-    return ids[:, prompt_length:]
+    return (input_ids, None) if mask.all() else left_align_padding(input_ids, mask)

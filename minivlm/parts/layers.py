@@ -1,7 +1,7 @@
 """The pieces every model is built from: attention, MLPs, norms.
 
-Shapes: B batch, T tokens (queries), S tokens that are attended to (keys), D width, h heads, d = D /
-h. Each model keeps its paper's block in its own module and puts it together from these.
+Shapes: B batch, T tokens (queries), S tokens that are attended to (keys), D width, h heads,
+d = D / h. Each model keeps its paper's block in its own module and puts it together from these.
 """
 
 from collections.abc import Callable
@@ -49,12 +49,13 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1): q (B, h, T, d), k and v (B, h, S, d)
-    -> (B, h, T, d).
+    """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1): q (B, h, T, d) -> (B, h, T, d).
 
+    k and v: (B, h, S, d), or fewer heads that divide h, each for a group of query heads.
     mask: True = may attend, broadcastable to (B, h, T, S).
     """
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -66,14 +67,30 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 Maybe = Tensor | None  # an argument that may be left out
-Extend = Callable[
-    [Tensor, Tensor], tuple[Tensor, Tensor]
-]  # new keys and values (B, h, T, d) -> all of them
+
+
+class LayerCache:
+    """The keys and values of one layer, of all tokens so far: (B, h, S, d) each."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens held (S)."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append those of the new tokens (B, h, T, d), return all."""
+        if self.keys is not None and self.values is not None:
+            k, v = torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
+        self.keys, self.values = k, v
+        return k, v
 
 
 class Attention(nn.Module):
-    """Multi-head attention with learned q, k, v and output projections (Vaswani et al. 2017,
-    section 3.2.2).
+    """Multi-head attention: learned projections to q, k, v and out (Vaswani 2017, section 3.2.2).
 
     With a ``memory`` it is cross-attention: the queries come from x, keys and values from the
     memory.
@@ -92,29 +109,29 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x: Tensor, mask: Maybe = None, memory: Maybe = None, extend: Extend | None = None
+        self,
+        x: Tensor,
+        mask: Maybe = None,
+        memory: Maybe = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
-        """x (B, T, D), mask broadcastable to (B, h, T, S), memory (B, S, memory width) or None for
-        x -> (B, T, D).
+        """x (B, T, D), mask broadcastable to (B, h, T, S) -> (B, T, D).
 
-        extend: puts the keys and values of earlier tokens, from a cache, before the new ones.
+        memory: (B, S, memory width), or None for x itself. cache: keeps the keys and values, which
+        then are those of all tokens so far.
         """
         memory = x if memory is None else memory
         q = split_heads(self.q(x), self.heads)  # (B, h, T, d)
-        k, v = (
-            split_heads(project(memory), self.heads) for project in (self.k, self.v)
-        )  # (B, h, S, d)
-        if extend is not None:
-            k, v = extend(k, v)
+        k = split_heads(self.k(memory), self.heads)  # (B, h, S, d)
+        v = split_heads(self.v(memory), self.heads)
+        if cache is not None:
+            k, v = cache.extend(k, v)
         return self.out(merge_heads(attend(q, k, v, mask)))
 
-    def weights(
-        self, x: Tensor, mask: Tensor | None = None, memory: Tensor | None = None
-    ) -> Tensor:
+    def weights(self, x: Tensor, mask: Maybe = None, memory: Maybe = None) -> Tensor:
         """Who looks at whom: (B, h, T, S)."""
-        q, k = (
-            split_heads(t, self.heads) for t in (self.q(x), self.k(x if memory is None else memory))
-        )
+        q = split_heads(self.q(x), self.heads)
+        k = split_heads(self.k(x if memory is None else memory), self.heads)
         return attention_weights(q, k, mask)
 
 
@@ -136,6 +153,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(hidden, out or width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., out)."""
         return self.down(self.act(self.up(x)))
 
 
@@ -150,12 +168,14 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
         return self.down(self.act(self.gate(x)) * self.up(x))
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight: no mean, no bias (Zhang & Sennrich 2019, eq. 4); the mean square is
-    taken in float32.
+    """x / rms(x) * weight: no mean, no bias (Zhang & Sennrich 2019, eq. 4).
+
+    The mean square is taken in float32.
     """
 
     def __init__(self, width: int, eps: float = 1e-6):
@@ -164,16 +184,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * y.to(x.dtype)
+        """(..., D) -> (..., D)."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 def check_ids(input_ids: Tensor, vocab_size: int, length: int | None = None) -> None:
     """ValueError that names the first id outside an embedding table of ``vocab_size`` rows.
 
-    With a ``length``, the number of positions: also for ids that are not (B, T) with 1 <= T <=
-    length.
+    With a ``length``, the number of positions: also unless ids are (B, T) with 1 <= T <= length.
     """
     outside = input_ids[(input_ids < 0) | (input_ids >= vocab_size)]
     if len(outside):
@@ -185,11 +203,10 @@ def check_ids(input_ids: Tensor, vocab_size: int, length: int | None = None) -> 
 
 
 def init_weights(module: nn.Module) -> None:
-    """Normal weights of variance 1 / (3 fan_in), zero biases, embeddings of standard deviation
-    0.02; for ``apply``.
+    """For ``apply``: normal weights of variance 1 / (3 fan_in), no bias, embeddings of std 0.02.
 
-    At ViT-B's fan_in of 768 that is the usual 0.02; a narrower toy needs wider weights to pass on
-    as much signal.
+    At ViT-B's fan_in of 768 that is the usual std of 0.02; a narrower toy needs wider weights to
+    pass on as much signal.
     """
     if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
         nn.init.normal_(module.weight, std=(3 * module.weight[0].numel()) ** -0.5)

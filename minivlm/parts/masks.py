@@ -4,6 +4,8 @@ Convention: ``True`` = the query (row) may attend to the key (column), as in
 ``torch.nn.functional.scaled_dot_product_attention``. Masks combine with ``&``.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,33 +37,30 @@ def prefix(length: int, prefix_length: int) -> Tensor:
 
 
 def unimodal(queries: int, text: int) -> Tensor:
-    """Q-Former, ITC: queries see queries, text sees text: (Q + T, Q + T). Li et al. 2023 (BLIP-2),
-    figure 2.
+    """Q-Former, ITC: queries see queries, text sees text: (Q + T, Q + T).
+
+    Li et al. 2023 (BLIP-2), figure 2.
     """
     is_text = torch.arange(queries + text) >= queries
     return is_text[:, None] == is_text[None, :]
 
 
 def multimodal_causal(queries: int, text: int) -> Tensor:
-    """Q-Former, ITG: queries see queries, text sees all queries and the text up to itself: (Q + T,
-    Q + T).
+    """Q-Former, ITG: a prefix mask, queries first, then causal text: (Q + T, Q + T).
 
-    Li et al. 2023 (BLIP-2), figure 2. It is a prefix mask: no query sees text, so the image is read
-    without it.
+    No query sees text, so the image is read without it. Li et al. 2023 (BLIP-2), figure 2.
     """
     return prefix(queries + text, queries)
 
 
-def padding(attention_mask: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-    """Nobody attends to padding: (B, T) of 1 (token) and 0 (padding) -> (B, 1, 1, T), for every
-    head and query.
+def padding(attention_mask: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """Nobody attends to padding: (B, T) of 1 (token) and 0 (padding) -> (B, 1, 1, T).
 
     ValueError for other values, and unless it is of the ``shape`` given.
     """
-    if attention_mask.ndim != 2 or (shape and attention_mask.shape != shape):
-        raise ValueError(
-            f"attention_mask must be {tuple(shape or ()) or '(B, T)'}, got {tuple(attention_mask.shape)}"
-        )
+    got, expected = tuple(attention_mask.shape), tuple(shape or ())
+    if len(got) != 2 or (expected and got != expected):
+        raise ValueError(f"attention_mask must be {expected or '(B, T)'}, got {got}")
     values = set(attention_mask.unique().tolist())
     if not values <= {0, 1}:
         raise ValueError(f"attention_mask must hold 0 and 1 only, got {sorted(values)}")
@@ -69,11 +68,10 @@ def padding(attention_mask: Tensor, shape: tuple[int, int] | None = None) -> Ten
 
 
 def segments(segment_ids: Tensor) -> Tensor:
-    """Packing: a position sees its own segment alone: segment numbers (B, T) -> (B, 1, T, T); ``&
-    causal(T)``.
+    """Packing: a position sees its own segment alone: segment numbers (B, T) -> (B, 1, T, T).
 
-    Several short examples then fill one row without seeing each other (Raffel et al. 2020, section
-    3.1.1).
+    With ``& causal(T)``, several short examples fill one row without seeing each other (Raffel et
+    al. 2020, section 3.1.1).
     """
     if segment_ids.ndim != 2:
         raise ValueError(f"segment_ids must be (B, T), got shape {tuple(segment_ids.shape)}")
@@ -81,21 +79,20 @@ def segments(segment_ids: Tensor) -> Tensor:
 
 
 def windows(places: Tensor, side: int) -> Tensor:
-    """A patch sees its own window of side x side patches: rows and columns (2, N) -> (N, N); ``&``
-    the frame's.
+    """A patch sees its own window of side x side patches: rows and columns (2, N) -> (N, N).
 
-    Qwen2.5-VL (Bai et al. 2025), section 2.1.1. Windows count from the upper left; those at the
-    edges are smaller.
+    For ``&`` with the mask of the frames: Qwen2.5-VL (Bai et al. 2025), section 2.1.1. Windows
+    count from the upper left; those at the edges are smaller.
     """
     window = places // side
     return (window[:, :, None] == window[:, None, :]).all(dim=0)
 
 
 def runs(places: Tensor) -> Tensor:
-    """Tokens of one unbroken run of True see each other, also later ones: (B, T) -> (B, 1, T, T);
-    ``| causal(T)``.
+    """Tokens of one unbroken run of True see each other, also later ones: (B, T) -> (B, 1, T, T).
 
-    An image's tokens then are read as a prefix, as in PaliGemma (Beyer et al. 2024, section 3.1).
+    With ``| causal(T)``, an image's tokens are read as a prefix, as in PaliGemma (Beyer et al.
+    2024, section 3.1).
     """
     starts = places & ~F.pad(places, (1, 0))[:, :-1]
     number = starts.cumsum(dim=1) * places  # 0 = outside
@@ -103,8 +100,7 @@ def runs(places: Tensor) -> Tensor:
 
 
 def cross(query_image: Tensor, key_image: Tensor) -> Tensor:
-    """Cross-attention to one image: query_image (T,) and key_image (S,), numbers of images -> (T,
-    S).
+    """Cross-attention to one image: its number for each query (T,) and key (S,) -> (T, S).
 
     In Flamingo (Alayrac et al. 2022, section 2.3) a token's image is the last one before it: the
     running count of image marks in the text. A token before any image has number 0, sees no key,

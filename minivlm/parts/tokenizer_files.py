@@ -1,164 +1,112 @@
-"""A byte-level BPE in the files of other libraries: tokenizer.json, vocab.json + merges.txt,
-tiktoken.
+"""What published tokenizers have in common: split patterns, visible bytes, files.
 
-Belongs to bpe.py and notebook 01_bpe_tokenizer. `read_json` and `read_folder` return the arguments
-of `BPETokenizer`, and refuse by name what it is not: other models, other pre-tokenizers, lossy
+Data: tokens are the strings that a file holds, all else is lists and dicts; the form is that of
+tokenizer.json, and `vocab_and_merges` gives the older pair of files the same form.
+`read_byte_level` and `read_folder` turn it into the arguments of a byte-level BPE (bpe.py), with
+tokens in bytes, and refuse by name what is none: other models, other pre-tokenizers, lossy
 normalizers. What a post-processor puts around a sequence (`<|begin_of_text|>`) is left to the
 caller.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import regex
-import tiktoken
 
-from minivlm.bpe import (
-    CHAR_TO_BYTE,
-    CL100K_SPLIT,
-    GPT2_SPLIT,
-    NO_SPLIT,
-    QWEN2_SPLIT,
-    from_visible,
-    to_visible,
+# The patterns that cut a text into pieces. Some files only imply theirs: the pre-tokenizer
+# ByteLevel has GPT-2's, unless it has none; a Qwen2 tokenizer without tokenizer.json has Qwen2's.
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+CL100K_SPLIT = (  # GPT-4: at most three digits in a piece
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
+QWEN2_SPLIT = (  # one digit in a piece
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+NO_SPLIT = r"[\s\S]+"
 
-if TYPE_CHECKING:
-    from minivlm.bpe import BPETokenizer
+# GPT-2 writes a byte as one visible character: 188 bytes as themselves, the other 68 as U+0100,
+# U+0101, ... The ids 0-255 follow that order, so '!' is 0 and the space, written U+0120, is 220.
+_VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+ID_TO_BYTE = bytes(_VISIBLE + [b for b in range(256) if b not in _VISIBLE])
+BYTE_TO_ID = bytes(ID_TO_BYTE.index(b) for b in range(256))  # a table for bytes.translate
+BYTE_TO_CHAR = {b: chr(b if i < 188 else 256 + i - 188) for i, b in enumerate(ID_TO_BYTE)}
+CHAR_TO_BYTE = {char: b for b, char in BYTE_TO_CHAR.items()}
 
 # \p{N}{1,3}+ takes at most three digits in regex and tiktoken, but any number in Oniguruma, which
 # reads tokenizer.json: there it repeats the interval. So such an interval is written and read in
 # other words.
 POSSESSIVE = regex.compile(r"((?:\\p\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|[^\\\])}])\{\d*,?\d*\})\+")
 
+FLAGS = {"single_word": False, "lstrip": False, "rstrip": False}  # of an added token
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
-def write_json(tokenizer: BPETokenizer, path: Path) -> None:
-    """Write tokenizer.json; `read_json` gives the same tokenizer back."""
-    late = tokenizer.late_tokens
-    flags = {"single_word": False, "lstrip": False, "rstrip": False}
-    added = [
-        {
-            "id": i,
-            "content": token,
-            **flags,
-            "normalized": token in late,
-            "special": token not in late,
-        }
-        for token, i in sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
-    ]
-    portable = POSSESSIVE.sub(r"(?>\1)", tokenizer.pattern)
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": portable},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-    if portable != tokenizer.pattern:
-        split["minivlm_pattern"] = tokenizer.pattern
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": False,
-    }
+
+def to_visible(token: bytes) -> str:
+    """Bytes as vocab.json and merges.txt write them: b' a' -> 'Ġa'."""
+    return token.decode("latin-1").translate(BYTE_TO_CHAR)
+
+
+def from_visible(text: str) -> bytes:
+    """The inverse of `to_visible`; ValueError for a character that stands for no byte."""
+    try:
+        return bytes(CHAR_TO_BYTE[char] for char in text)
+    except KeyError as error:
+        raise ValueError(f"not byte-level: {error} in token {text!r} stands for no byte") from None
+
+
+def write_byte_level(path: Path, arguments: dict[str, Any]) -> None:
+    """Write tokenizer.json. `arguments` are named as `read_byte_level` returns them."""
+    late = arguments["late_tokens"]
+    special = sorted(arguments["special_tokens"].items(), key=lambda item: item[1])
     data = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": added,
-        "normalizer": {"type": tokenizer.normalization} if tokenizer.normalization else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "added_tokens": [_added_token(token, i, token in late) for token, i in special],
+        "normalizer": {"type": arguments["normalization"]} if arguments["normalization"] else None,
+        "pre_tokenizer": _split_then_bytes(arguments["pattern"]),
         "post_processor": None,
-        "decoder": byte_level,
+        "decoder": BYTE_LEVEL | {"use_regex": False},
         "model": {
             "type": "BPE",
-            "ignore_merges": tokenizer.ignore_merges,
-            "vocab": {to_visible(token): i for token, i in tokenizer.ranks.items()},
-            "merges": [[to_visible(left), to_visible(right)] for left, right in tokenizer.merges],
+            "ignore_merges": arguments["ignore_merges"],
+            "vocab": {to_visible(token): i for token, i in arguments["ranks"].items()},
+            "merges": [
+                [to_visible(left), to_visible(right)] for left, right in arguments["merges"]
+            ],
         },
     }
     path.write_text(json.dumps(data, ensure_ascii=False, indent=0), encoding="utf-8")
 
 
-def read_json(path: Path) -> dict:
-    """The arguments of `BPETokenizer` from a tokenizer.json."""
-    data = _load(path)
-    model = data.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        kind = model.get("type") if isinstance(model, dict) else model
-        raise ValueError(f"{path}: the model is {kind!r}, not a byte-level BPE")
-    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        if model.get(option):
-            raise ValueError(
-                f"{path}: not a byte-level BPE as this one: {option} is {model[option]!r}"
-            )
-    with _errors_name(path):
-        added = [_added_token(token) for token in data.get("added_tokens") or []]
-        special = {token["content"]: token["id"] for token in added}
-        return _arguments(model["vocab"], model["merges"], special) | {
-            "pattern": _pattern(data.get("pre_tokenizer")),
-            "normalization": _normalization(data.get("normalizer")),
-            "ignore_merges": bool(model.get("ignore_merges")),
-            "late_tokens": [token["content"] for token in added if token.get("normalized")],
-        }
+def _added_token(token: str, i: int, late: bool) -> dict[str, Any]:
+    return {"id": i, "content": token} | FLAGS | {"normalized": late, "special": not late}
 
 
-def read_folder(folder: Path) -> dict:
-    """The arguments of `BPETokenizer` from a folder with tokenizer.json, or else vocab.json and
-    merges.txt.
+def read_byte_level(path: Path) -> dict[str, Any]:
+    """The arguments of a byte-level BPE from a tokenizer.json."""
+    return _arguments(load_json(path), path)
 
-    The older pair of files says neither pattern nor special tokens. The pattern is GPT-2's, unless
-    tokenizer_config.json names a Qwen2 tokenizer. Special is what that file or added_tokens.json
-    lists, and what no merge makes.
-    """
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """The same from a folder that holds tokenizer.json, or else vocab.json and merges.txt."""
     if (folder / "tokenizer.json").exists():
-        return read_json(folder / "tokenizer.json")
+        return read_byte_level(folder / "tokenizer.json")
     if not (folder / "vocab.json").exists() or not (folder / "merges.txt").exists():
         raise ValueError(f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt")
-    vocab = _load(folder / "vocab.json")
-    config = _load(folder / "tokenizer_config.json", {})
-    special = _load(folder / "added_tokens.json", {})
-    with _errors_name(folder):
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-        merges = [
-            line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")
-        ]
-        listed = config.get("added_tokens_decoder", {}).items()
-        special |= {_added_token(token)["content"]: int(i) for i, token in listed}
-        pairs = [_pair(merge) for merge in merges]
-        made = {left + right for left, right in pairs} | set(CHAR_TO_BYTE)
-        for part in {part for pair in pairs for part in pair} - made:
-            raise ValueError(f"not byte-level BPE: {part!r} is neither a byte nor made by a merge")
-        special |= {token: i for token, i in vocab.items() if token not in made}
-        arguments = _arguments(vocab, merges, special)
-    if str(config.get("tokenizer_class", "")).startswith("Qwen2"):
-        arguments |= {"pattern": QWEN2_SPLIT, "normalization": "NFC"}
-    return arguments
+    return _arguments(vocab_and_merges(folder, set(CHAR_TO_BYTE)), folder)
 
 
-@contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
-    """Whatever is wrong with the content of a file becomes a ValueError that names the file."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} lacks something that a tokenizer has: {error!r}") from None
-
-
-def _load(path: Path, default: dict | None = None) -> dict:
-    """The object in a JSON file; ValueError naming the file if it is none. (checkpoints.read_json
-    needs torch.)
-    """
-    if default is not None and not path.exists():
-        return dict(default)
+def load_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    """The object in a JSON file, {} if an optional one is missing; ValueError if it holds none."""
+    if optional and not path.exists():
+        return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # broken JSON or broken UTF-8
@@ -168,145 +116,138 @@ def _load(path: Path, default: dict | None = None) -> dict:
     return data
 
 
-def _pair(merge: str | list[str]) -> tuple[str, str]:
-    """Both forms of a merge: "a b" and ["a", "b"]."""
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if (
-        not isinstance(parts, list)
-        or len(parts) != 2
-        or not all(isinstance(p, str) and p for p in parts)
-    ):
-        raise ValueError(f"merge {merge!r} is not a pair of tokens")
-    return parts[0], parts[1]
+def vocab_and_merges(folder: Path, alphabet: set[str]) -> dict[str, Any]:
+    """vocab.json and merges.txt, as the tokenizer.json that says the same.
 
-
-def _arguments(vocab: dict[str, int], merges: list, special: dict[str, int]) -> dict:
-    """Ranks and merges in bytes. An entry of the vocabulary that is only a special token is no
-    rank.
+    The pair says neither pattern nor special tokens. The pattern is GPT-2's, unless
+    tokenizer_config.json names a Qwen2 tokenizer. Special is what that file or added_tokens.json
+    lists, and what no merge makes from the alphabet.
     """
-    pairs = [_pair(merge) for merge in merges]
-    used = {part for pair in pairs for part in (*pair, "".join(pair))} | set(CHAR_TO_BYTE)
-    ordinary = {token: i for token, i in vocab.items() if token not in special or token in used}
-    ranks = {from_visible(token): i for token, i in ordinary.items()}
+    vocab = load_json(folder / "vocab.json")
+    config = load_json(folder / "tokenizer_config.json", optional=True)
+    special = load_json(folder / "added_tokens.json", optional=True)
+    with errors_name(folder):
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        lines = [line for line in lines if line.strip() and not line.startswith("#version")]
+        merges = [as_pair(line.rstrip("\r")) for line in lines]
+        made = {left + right for left, right in merges} | alphabet
+        for part in chain.from_iterable(merges):
+            if part not in made:
+                raise ValueError(f"not byte-level: {part!r} is neither a byte nor made by a merge")
+        for i, token in config.get("added_tokens_decoder", {}).items():
+            special[_content(token)] = int(i)
+        special |= {token: i for token, i in vocab.items() if token not in made}
+    qwen2 = str(config.get("tokenizer_class", "")).startswith("Qwen2")
     return {
-        "ranks": ranks,
-        "merges": [(from_visible(left), from_visible(right)) for left, right in pairs],
-        "special_tokens": special,
+        "added_tokens": [{"id": i, "content": token} for token, i in special.items()],
+        "normalizer": {"type": "NFC"} if qwen2 else None,
+        "pre_tokenizer": _split_then_bytes(QWEN2_SPLIT if qwen2 else GPT2_SPLIT),
+        "model": {"vocab": vocab, "merges": merges},
     }
 
 
-def _added_token(token: dict) -> dict:
-    """The entry as it is; ValueError for the options of which ids would depend on the text around
-    it.
+@contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Whatever is wrong with the content of a file becomes a ValueError that names the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} lacks something that a tokenizer has: {error!r}") from None
+
+
+def as_pair(merge: str | Sequence[str]) -> tuple[str, str]:
+    """Both forms of a merge: "a b" and ["a", "b"]."""
+    match merge.split(" ") if isinstance(merge, str) else merge:
+        case [str(left), str(right)] if left and right:
+            return left, right
+    raise ValueError(f"merge {merge!r} is not a pair of tokens")
+
+
+def _arguments(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A tokenizer.json, read from `path`, as the arguments of a byte-level BPE.
+
+    An entry of the vocabulary that is only a special token is no rank.
     """
-    for flag in ("lstrip", "rstrip", "single_word"):
+    with errors_name(path):
+        model = _bpe_model(data)
+        merges = [as_pair(merge) for merge in model["merges"]]
+        added = data.get("added_tokens") or []
+        special = {_content(token): token["id"] for token in added}
+        used = {part for left, right in merges for part in (left, right, left + right)}
+        only_special = special.keys() - used - CHAR_TO_BYTE.keys()
+        vocab = {token: i for token, i in model["vocab"].items() if token not in only_special}
+        return {
+            "ranks": {from_visible(token): i for token, i in vocab.items()},
+            "merges": [(from_visible(left), from_visible(right)) for left, right in merges],
+            "pattern": _pattern(data.get("pre_tokenizer")),
+            "special_tokens": special,
+            "normalization": _normalization(data.get("normalizer")),
+            "ignore_merges": bool(model.get("ignore_merges")),
+            "late_tokens": [token["content"] for token in added if token.get("normalized")],
+        }
+
+
+def _bpe_model(data: dict[str, Any]) -> dict[str, Any]:
+    """The model of a tokenizer.json; ValueError unless it is a plain BPE."""
+    model: Any = data.get("model")
+    kind = model.get("type", "BPE") if isinstance(model, dict) else model
+    if kind != "BPE":
+        raise ValueError(f"the model is {kind!r}, not a byte-level BPE")
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(option):
+            raise ValueError(f"not a byte-level BPE as this one: {option} is {model[option]!r}")
+    return model
+
+
+def _content(token: dict[str, Any]) -> str:
+    """The text of an added token; ValueError for flags that make ids depend on the text around."""
+    for flag in FLAGS:
         if token.get(flag):
             raise ValueError(f"added token {token['content']!r} with {flag} is not supported")
-    return token
+    return token["content"]
 
 
-def _pattern(pre_tokenizer: dict | None) -> str:
+def _split_then_bytes(pattern: str) -> dict[str, Any]:
+    """The pre-tokenizer that cuts by a pattern and makes bytes visible; `_pattern` reads it."""
+    portable = POSSESSIVE.sub(r"(?>\1)", pattern)
+    cut = {"type": "Split", "pattern": {"Regex": portable}, "behavior": "Isolated", "invert": False}
+    if portable != pattern:
+        cut["minivlm_pattern"] = pattern
+    return {"type": "Sequence", "pretokenizers": [cut, BYTE_LEVEL | {"use_regex": False}]}
+
+
+def _pattern(pre_tokenizer: dict[str, Any] | None) -> str:
     """The split pattern of a ByteLevel pre-tokenizer, alone or after one Split."""
-    steps = (pre_tokenizer or {}).get("pretokenizers") or [pre_tokenizer or {"type": None}]
+    steps = _steps(pre_tokenizer, "pretokenizers")
     kinds = [step["type"] for step in steps]
     if kinds not in (["ByteLevel"], ["Split", "ByteLevel"]):
-        raise ValueError(f"not byte-level BPE: the pre-tokenizer is {'+'.join(map(str, kinds))}")
-    if steps[-1].get("add_prefix_space"):
+        found = "+".join(map(str, kinds)) or None
+        raise ValueError(f"not byte-level BPE: the pre-tokenizer is {found}")
+    split, byte_level = steps[0], steps[-1]
+    if byte_level.get("add_prefix_space"):
         raise ValueError("ByteLevel with add_prefix_space is not supported")
-    own_regex = steps[-1].get("use_regex", True)
+    own = byte_level.get("use_regex", True)
     if len(steps) == 1:
-        return GPT2_SPLIT if own_regex else NO_SPLIT
-    if own_regex or steps[0].get("behavior") != "Isolated":
-        raise ValueError(
-            f"Split {steps[0].get('behavior')} with use_regex={own_regex} is not supported"
-        )
-    if "minivlm_pattern" in steps[0]:
-        return steps[0]["minivlm_pattern"]
-    pattern = steps[0]["pattern"]
-    if "String" in pattern:
-        return regex.escape(pattern["String"])
-    return POSSESSIVE.sub(r"(?:\1)+", pattern["Regex"])
+        return GPT2_SPLIT if own else NO_SPLIT
+    if own or split.get("behavior") != "Isolated":
+        raise ValueError(f"Split {split.get('behavior')} with use_regex={own} is not supported")
+    if "minivlm_pattern" in split:
+        return split["minivlm_pattern"]
+    if "String" in split["pattern"]:
+        return regex.escape(split["pattern"]["String"])
+    return POSSESSIVE.sub(r"(?:\1)+", split["pattern"]["Regex"])
 
 
-def _normalization(normalizer: dict | None) -> str | None:
+def _normalization(normalizer: dict[str, Any] | None) -> str | None:
     """Unicode's four forms; anything else (lower-casing, replacing) is refused by name."""
-    steps = [normalizer] if normalizer else []
-    if steps and steps[0]["type"] == "Sequence":
-        steps = steps[0]["normalizers"]
-    kinds = [step["type"] for step in steps]
+    kinds = [step["type"] for step in _steps(normalizer, "normalizers")]
     if kinds and kinds not in (["NFC"], ["NFD"], ["NFKC"], ["NFKD"]):
-        raise ValueError(f"the normalizer {'+'.join(kinds)} is not supported")
+        raise ValueError(f"the normalizer {'+'.join(map(str, kinds))} is not supported")
     return kinds[0] if kinds else None
 
 
-def to_tiktoken(tokenizer: BPETokenizer) -> tiktoken.Encoding:
-    """The same tokenizer as a `tiktoken.Encoding`, or ValueError with the reason why its ids would
-    differ.
-    """
-    for reason in (_special_conflict(tokenizer), _rank_conflict(tokenizer)):
-        if reason:
-            raise ValueError(f"not representable in tiktoken: {reason}")
-    pattern = tokenizer.pattern
-    if pattern not in (GPT2_SPLIT, CL100K_SPLIT, QWEN2_SPLIT, NO_SPLIT):
-        pattern = (
-            rf"(?:{pattern})|(?:(?!{pattern})[\s\S])+"  # tiktoken drops what a pattern leaves out
-        )
-    return tiktoken.Encoding(
-        "minivlm",
-        pat_str=pattern,
-        mergeable_ranks=tokenizer.ranks,
-        special_tokens=tokenizer.special_tokens,
-    )
-
-
-def _special_conflict(tokenizer: BPETokenizer) -> str | None:
-    """tiktoken knows no normalization, and no order among special tokens that overlap."""
-    if tokenizer.normalization:
-        return (
-            f"it has no {tokenizer.normalization}; normalize before, and set normalization = None"
-        )
-    late = tokenizer.late_tokens
-    for a in tokenizer.special_tokens:
-        for b in tokenizer.special_tokens:
-            clash = a != b and (a.startswith(b) or ((a in late) != (b in late) and _overlap(a, b)))
-            if clash:
-                return f"the special tokens {a!r} and {b!r} overlap"
-    return None
-
-
-def _overlap(a: str, b: str) -> bool:
-    return b in a or any(a.endswith(b[:n]) for n in range(1, len(b)))
-
-
-def _rank_conflict(tokenizer: BPETokenizer) -> str | None:
-    """Why tiktoken's rule gives other ids: join the neighbours whose joined bytes have the smallest
-    id.
-
-    It gives the same if (1) merges make tokens in the order of their ids, from parts with smaller
-    ids, and (2) every token, cut into bytes, merges back into itself. Proof: after all merges below
-    some rank, what a string between two token boundaries has become depends on that string alone.
-    At the first difference tiktoken joins neighbours x, y that are no merge; then xy alone stays
-    [x, y] for good, against (2). Merges from parts with larger ids (Llama 3 lists every way to cut
-    a token) may be left out: when such a part is made, the string xy is one token already. With
-    `ignore_merges`, a token that ends in three or more
-    pieces is harmless: it never stands there as two neighbours.
-    """
-    ranks = tokenizer.ranks
-    for b in range(256):
-        if bytes([b]) not in ranks:
-            return f"no token for the byte 0x{b:02x}"
-    proper = [
-        (left, right)
-        for left, right in tokenizer.merges
-        if all(len(part) == 1 or ranks[part] < ranks[left + right] for part in (left, right))
-    ]
-    made = [ranks[left + right] for left, right in proper]
-    for before, after in pairwise(made):
-        if after < before:
-            return f"id {after} comes after id {before} in the order of merges"
-    staged = type(tokenizer)(ranks, proper)
-    for token, i in ranks.items():
-        pieces = len(staged.merge(token))
-        if pieces == 2 or (pieces > 1 and not tokenizer.ignore_merges):
-            return f"id {i}, {token!r}, is not what its own bytes merge into"
-    return None
+def _steps(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    """The steps of a Sequence, or the one step, or none."""
+    return step.get(inner, [step]) if step else []

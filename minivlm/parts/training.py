@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,9 +22,10 @@ def default_device() -> torch.device:
     return torch.device(os.environ.get("MINIVLM_DEVICE", "cpu"))
 
 
-def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of the Linear layers, without output layers (named head or classifier) and tied
-    embeddings.
+def hidden_matrices(model: nn.Module) -> list[Tensor]:
+    """The weights of the Linear layers that train, each (out, in).
+
+    Without output layers (named head or classifier) and tied embeddings.
     """
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     linear = [(name, m.weight) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
@@ -34,8 +36,9 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """Nearly the nearest orthogonal matrix: five steps of a quintic Newton-Schulz iteration (Jordan
-    et al. 2024).
+    """Nearly the nearest orthogonal matrix, of the same shape (m, n).
+
+    By five steps of a quintic Newton-Schulz iteration (Jordan et al. 2024).
     """
     wide = x if x.shape[0] <= x.shape[1] else x.T
     wide = wide / wide.norm().clamp(min=1e-7)
@@ -46,8 +49,7 @@ def orthogonal(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum (Nesterov), made orthogonal: the same numbers as torch.optim.Muon would give in
-    float32.
+    """Momentum (Nesterov), made orthogonal: what torch.optim.Muon would give in float32.
 
     That one computes in bfloat16, for which many processors have no instructions: there its step
     takes 14 times as long, which is more than the rest of a training step of the toy captioner.
@@ -59,7 +61,9 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One update; a closure computes the gradients first, and its loss is returned."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             for p in group["params"]:
@@ -70,25 +74,23 @@ class Muon(torch.optim.Optimizer):
                 update = orthogonal(p.grad.lerp(average, momentum))
                 p.mul_(1 - lr * group["weight_decay"])
                 p.add_(update, alpha=-lr * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+        return loss
 
 
 def schedule(step: int, steps: int, warmup: float = 0.05, decay: float = 0.6) -> float:
-    """The share of the learning rate at a step: a linear rise, a plateau, a linear fall to zero
-    over ``decay``.
+    """The share of the learning rate at a step: a linear rise, a plateau, a linear fall to zero.
+
+    The rise takes the first ``warmup`` of all steps, the fall the last ``decay``.
     """
     rise = max(1, round(warmup * steps))
     return min(1.0, (step + 1) / rise, (steps - step) / (decay * steps))
 
 
 def minibatches(*tensors: Tensor, batch_size: int, seed: int = 0) -> Iterator[tuple[Tensor, ...]]:
-    """Endless random batches of rows, every row once an epoch; the same seed gives the same
-    batches.
-    """
-    n = len(tensors[0])
-    if any(len(tensor) != n for tensor in tensors) or not 0 < batch_size <= n:
-        raise ValueError(
-            f"cannot cut batches of {batch_size} from rows {[len(tensor) for tensor in tensors]}"
-        )
+    """Endless random batches of rows, each at most once an epoch; the same for the same seed."""
+    n, lengths = len(tensors[0]), [len(tensor) for tensor in tensors]
+    if set(lengths) != {n} or not 0 < batch_size <= n:
+        raise ValueError(f"cannot cut batches of {batch_size} from rows {lengths}")
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(n, generator=generator)
@@ -97,15 +99,16 @@ def minibatches(*tensors: Tensor, batch_size: int, seed: int = 0) -> Iterator[tu
             yield tuple(tensor[rows] for tensor in tensors)
 
 
-def progress(iterable: Iterable, **options) -> tqdm:
+def progress(iterable: Iterable, **options: Any) -> tqdm:
     """The course's progress bar: plain text on stdout, silent where TQDM_DISABLE=1."""
     return tqdm(iterable, file=sys.stdout, ncols=90, mininterval=0.5, **options)
 
 
-def fit(
+# The course's one entry to training: its options are separate keywords, not an object of options.
+def fit(  # noqa: PLR0913
     model: nn.Module,
     batches: Iterable,
-    loss: Callable[[nn.Module, object], Tensor],
+    loss: Callable[[Any, Any], Tensor],
     steps: int,
     *,
     muon_lr: float = 0.02,
@@ -117,8 +120,7 @@ def fit(
     checkpoint: str | Path | None = None,
     every: int = 100,
 ) -> dict[str, list[float]]:
-    """Train for a fixed number of steps; returns the history: "loss" and "grad_norm", one number a
-    step.
+    """Train for a fixed number of steps; returns "loss" and "grad_norm", one number a step.
 
     batches: tensors, tuples or dicts of tensors, gone through again from the start when they end.
     loss(model, batch) is a scalar. Parameters with requires_grad=False stay as they are. With
@@ -130,7 +132,7 @@ def fit(
     torch.manual_seed(seed)
     optimizers = _optimizers(model, muon_lr, adamw_lr, weight_decay)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    history = {"loss": [], "grad_norm": []}
+    history: dict[str, list[float]] = {"loss": [], "grad_norm": []}
     if checkpoint and Path(checkpoint).exists():
         _restore(Path(checkpoint), model, optimizers, history, steps)
     stream, done = _endless(batches), len(history["loss"])
@@ -162,7 +164,7 @@ def _optimizers(
     rest = [p for p in model.parameters() if p.requires_grad and not any(p is h for h in hidden)]
     if not hidden and not rest:
         raise ValueError("no parameter requires a gradient: there is nothing to train")
-    made = []
+    made: list[torch.optim.Optimizer] = []
     if hidden:
         made.append(Muon([{"params": hidden, "peak": muon_lr}], weight_decay=weight_decay))
     if rest:
@@ -180,36 +182,31 @@ def _endless(batches: Iterable) -> Iterator:
             yield batch
         if empty:
             raise ValueError(
-                "batches ran out: an iterator cannot start again; pass a list, a loader or minibatches(...)"
+                "batches ran out: an iterator cannot start again; "
+                "pass a list, a loader or minibatches(...)"
             )
 
 
-def _move(batch, device: torch.device):
+def _move(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         return batch.to(device)
     if isinstance(batch, dict):
         return {key: _move(value, device) for key, value in batch.items()}
-    return (
-        type(batch)(_move(value, device) for value in batch)
-        if isinstance(batch, tuple | list)
-        else batch
-    )
+    if isinstance(batch, tuple | list):
+        return type(batch)(_move(value, device) for value in batch)
+    return batch
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under one name each."""
-    return {
-        f"model.{name}": tensor
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-    }
+    tensors = *model.named_parameters(), *model.named_buffers()
+    return {f"model.{name}": tensor for name, tensor in tensors}
 
 
 def _save(
     path: Path, model: nn.Module, optimizers: list, history: dict[str, list[float]], steps: int
 ) -> None:
-    """Write everything the next step depends on, first beside the file, then in its place: never
-    half a checkpoint.
-    """
+    """Write everything the next step depends on: first beside the file, then in its place."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in _state(model).items()}
     for i, optimizer in enumerate(optimizers):
         for j, entries in optimizer.state_dict()["state"].items():
@@ -237,7 +234,8 @@ def _restore(
     shapes, saved_shapes = ({n: tuple(t.shape) for n, t in part.items()} for part in (state, saved))
     if shapes != saved_shapes or tensors["steps"].item() != steps:
         raise ValueError(
-            f"{path} belongs to another training: another model or another number of steps than {steps}"
+            f"{path} belongs to another training: "
+            f"another model or another number of steps than {steps}"
         )
     with torch.no_grad():
         for name, tensor in state.items():

@@ -1,11 +1,13 @@
 """BLIP as published: ``model_type`` blip."""
 
+from collections.abc import Collection
+
 from minivlm.blip import Blip, MedConfig
 from minivlm.pretrained.checkpoints import Names
 from minivlm.pretrained.config import fields, pair, published, require
 from minivlm.vit import ViTConfig
 
-VISION_KEYS = {  # our field -> published key, and the default of transformers' BlipVisionConfig
+BLIP_VISION_KEYS = {  # our field -> published key, and its default in BlipVisionConfig
     "image_size": ("image_size", 384),
     "patch": ("patch_size", 16),
     "width": ("hidden_size", 768),
@@ -16,7 +18,7 @@ VISION_KEYS = {  # our field -> published key, and the default of transformers' 
     "act": ("hidden_act", "gelu"),
     "bias": ("qkv_bias", True),
 }
-TEXT_KEYS = {  # the same of BlipTextConfig
+MED_KEYS = {  # the same of BlipTextConfig
     "vocab_size": ("vocab_size", 30524),
     "length": ("max_position_embeddings", 512),
     "width": ("hidden_size", 768),
@@ -26,19 +28,19 @@ TEXT_KEYS = {  # the same of BlipTextConfig
     "eps": ("layer_norm_eps", 1e-12),
     "act": ("hidden_act", "gelu"),
 }
-ROLES = {  # role -> a weight that every checkpoint with this role has
+ROLE_WEIGHTS = {  # role -> a weight that every checkpoint with this role has
     "encoder": "itm_head.weight",
     "decoder": "text_decoder.cls.predictions.bias",
 }
 
 
-def vision_config(config: dict) -> ViTConfig:
+def blip_vision_config(config: dict) -> ViTConfig:
     """A published vision_config of BLIP or, with its own defaults filled in, of BLIP-2."""
-    ours = fields(config, VISION_KEYS)
+    ours = fields(config, BLIP_VISION_KEYS)
     return ViTConfig(**ours | {"image_size": pair(ours["image_size"])})
 
 
-def build_blip(config: dict, names: set[str] = frozenset()) -> Blip:
+def build_blip(config: dict, names: Collection[str] = ()) -> Blip:
     """The model of a published config.json; the names of its weights say which roles it has.
 
     Both roles in one checkpoint is what ``save_pretrained`` writes of a pre-trained model: shared
@@ -47,27 +49,36 @@ def build_blip(config: dict, names: set[str] = frozenset()) -> Blip:
     text = config.get("text_config", {})
     for part in (config, text):
         require(part, "tie_word_embeddings", True)
-    roles = tuple(role for role, name in ROLES.items() if name in names or not names)
+    roles = tuple(role for role, name in ROLE_WEIGHTS.items() if name in names or not names)
     if not roles:
+        weights = [*ROLE_WEIGHTS.values()]
         raise ValueError(
-            f"this BLIP is neither for retrieval nor for captioning: none of {[*ROLES.values()]}"
+            f"this BLIP is neither for retrieval nor for captioning: none of {weights}"
         )
-    image = vision_config(config.get("vision_config", {}))
-    med = MedConfig(**fields(text, TEXT_KEYS), memory=image.width)
+    image = blip_vision_config(config.get("vision_config", {}))
+    med = MedConfig(**fields(text, MED_KEYS), memory=image.width)
     return Blip(image, med, config.get("image_text_hidden_size", 256), roles=roles)
 
 
 def publish_blip(model: Blip) -> dict:
-    """The config.json of a model of ours that has both roles or the encoder."""
-    return {
+    """The config.json of a model of ours, whatever its roles."""
+    text = model.encoder or model.decoder
+    if text is None:
+        raise ValueError("this BLIP has no text transformer: no published one is like that")
+    vision = published(model.vision.config, BLIP_VISION_KEYS)
+    height, width = vision["image_size"]
+    vision["image_size"] = height if height == width else [height, width]
+    theirs: dict[str, object] = {
         "model_type": "blip",
-        "image_text_hidden_size": model.image_projection.out_features,
-        "vision_config": published(model.vision.config, VISION_KEYS),
-        "text_config": published(model.encoder.config, TEXT_KEYS),
+        "vision_config": vision,
+        "text_config": published(text.config, MED_KEYS),
     }
+    if model.encoder:
+        theirs["image_text_hidden_size"] = model.image_projection.out_features
+    return theirs
 
 
-VISION_NAMES = [  # our name -> the published one, within the image tower
+BLIP_VISION_NAMES = [  # our name -> the published one, within the image tower
     (r"^class_token", "embeddings.class_embedding"),
     (r"^patch\.", "embeddings.patch_embedding."),
     (r"^positions", "embeddings.position_embedding"),
@@ -105,10 +116,10 @@ BLIP_NAMES = Names(
         (r"^match_head", "itm_head"),
     ],
     parts={
-        "vision": ("vision_model.", VISION_NAMES),
+        "vision": ("vision_model.", BLIP_VISION_NAMES),
         "encoder": ("text_encoder.", MED_NAMES),
         "decoder": ("text_decoder.bert.", MED_NAMES),
         "head": ("text_decoder.cls.predictions.", HEAD_NAMES),
     },
-    buffers=("embeddings.position_ids",),
+    ignored=("embeddings.position_ids",),
 )

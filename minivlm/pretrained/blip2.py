@@ -1,7 +1,9 @@
 """BLIP-2 as published: ``model_type`` blip-2, for retrieval or with an OPT that speaks."""
 
+from collections.abc import Collection
+
 from minivlm.blip2 import Blip2, QFormerConfig
-from minivlm.pretrained.blip import MED_NAMES, TEXT_KEYS, VISION_NAMES, vision_config
+from minivlm.pretrained.blip import BLIP_VISION_NAMES, MED_KEYS, MED_NAMES, blip_vision_config
 from minivlm.pretrained.checkpoints import Names
 from minivlm.pretrained.config import fields
 from minivlm.pretrained.opt import OPT_NAMES, build_opt
@@ -16,7 +18,7 @@ VIT_G = {
     "patch_size": 14,
     "layer_norm_eps": 1e-6,
 }
-QFORMER_KEYS = TEXT_KEYS | {  # Blip2QFormerConfig, where it differs from BlipTextConfig
+QFORMER_KEYS = MED_KEYS | {  # Blip2QFormerConfig, where it differs from BlipTextConfig
     "vocab_size": ("vocab_size", 30522),
     "heads": ("num_attention_heads", 12),
     "every": ("cross_attention_frequency", 2),
@@ -28,12 +30,12 @@ def qformer_config(config: dict, memory: int, queries: int) -> QFormerConfig:
     return QFormerConfig(**fields(config, QFORMER_KEYS), memory=memory, queries=queries)
 
 
-def build_blip2(config: dict, names: set[str] = frozenset()) -> Blip2:
+def build_blip2(config: dict, names: Collection[str] = ()) -> Blip2:
     """The model of a published config.json; the names of its weights say what it is for.
 
     Without names: it speaks, and the Q-Former reads text only if the config says so.
     """
-    vision = vision_config(VIT_G | config.get("vision_config", {}))
+    vision = blip_vision_config(VIT_G | config.get("vision_config", {}))
     text = config.get("qformer_config", {})
     token = config.get("image_token_index", config.get("image_token_id"))
     reads = "embeddings.word_embeddings.weight" in names
@@ -66,6 +68,9 @@ BLIP2_NAMES = Names(
         (r"^projection", "language_projection"),
         (r"^match_head", "itm_head"),
     ],
-    parts={"vision": ("vision_model.", VISION_NAMES), "decoder": ("language_model.", OPT_NAMES)},
-    buffers=("embeddings.position_ids",),
+    parts={
+        "vision": ("vision_model.", BLIP_VISION_NAMES),
+        "decoder": ("language_model.", OPT_NAMES),
+    },
+    ignored=("embeddings.position_ids",),
 )

@@ -22,18 +22,17 @@ Rules = list[tuple[str, str]]  # (regular expression, replacement), applied in o
 class Names:
     """How a published checkpoint spells the names of a model's parameters."""
 
-    published: Rules = field(default_factory=list)  # our name -> published name
-    parts: dict[str, tuple[str, Rules]] = field(
-        default_factory=dict
-    )  # submodule -> published prefix, rules within
-    spellings: Rules = field(
-        default_factory=list
-    )  # other published spellings -> the one of ``published``
-    buffers: tuple[
-        str, ...
-    ] = ()  # published tensors that are no weights, by the end of their names
+    # Our name -> the published name.
+    published: Rules = field(default_factory=list)
+    # A submodule of ours -> its published prefix, and the rules within.
+    parts: dict[str, tuple[str, Rules]] = field(default_factory=dict)
+    # Other published spellings -> the one of ``published``.
+    spellings: Rules = field(default_factory=list)
+    # Published tensors that our model has no use for, by the end of their names.
+    ignored: tuple[str, ...] = ()
 
     def publish(self, name: str) -> str:
+        """Our name -> the published name."""
         part, _, rest = name.partition(".")
         if part in self.parts:
             prefix, rules = self.parts[part]
@@ -41,10 +40,12 @@ class Names:
         return _rewrite(name, self.published)
 
     def normalise(self, name: str) -> str:
+        """Any published spelling -> the one that ``publish`` gives."""
         return _rewrite(name, self.spellings)
 
-    def is_buffer(self, name: str) -> bool:
-        return name.endswith(self.buffers) if self.buffers else False
+    def is_ignored(self, name: str) -> bool:
+        """Does the model have no use for the published tensor of this name?"""
+        return name.endswith(self.ignored)
 
 
 def _rewrite(name: str, rules: Rules) -> str:
@@ -66,36 +67,36 @@ def read_json(path: Path) -> dict:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
+    """All tensors of model.safetensors, or of the shards that its index lists."""
     if (folder / "model.safetensors").is_file():
         return _read_file(folder / "model.safetensors")
-    if not (folder / "model.safetensors.index.json").is_file():
-        raise ValueError(
-            f"{folder} has neither model.safetensors nor its index (pickled .bin files are never read)"
-        )
-    weight_map = read_json(folder / "model.safetensors.index.json").get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(shard, str) for shard in weight_map.values()
-    ):
-        raise ValueError(
-            f"{folder / 'model.safetensors.index.json'} has no weight_map of tensor name -> file name"
-        )
+    index = _read_index(folder / "model.safetensors.index.json")
     tensors = {}
-    for shard in sorted(set(weight_map.values())):
+    for shard in sorted(set(index.values())):
         if Path(shard).name != shard:
             raise ValueError(f"shard {shard!r} does not lie in the checkpoint folder")
         for name, tensor in _read_file(folder / shard).items():
-            if weight_map.get(name) != shard:
+            if index.get(name) != shard:
                 raise ValueError(
-                    f"shard {shard} holds {name}, which the index places in {weight_map.get(name)}"
+                    f"shard {shard} holds {name}, which the index places in {index.get(name)}"
                 )
             tensors[name] = tensor
-    missing = sorted(weight_map.keys() - tensors.keys())
-    if missing:
-        raise ValueError(
-            f"missing tensor {missing[0]}: the index places it in {weight_map[missing[0]]}"
-        )
+    if missing := sorted(index.keys() - tensors.keys()):
+        raise ValueError(f"missing tensor {missing[0]}: the index places it in {index[missing[0]]}")
     return tensors
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Name of a tensor -> the file that holds it."""
+    if not path.is_file():
+        raise ValueError(
+            f"{path.parent} has neither model.safetensors nor its index "
+            "(pickled .bin files are never read)"
+        )
+    index = read_json(path).get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
+        raise ValueError(f"{path} has no weight_map of tensor name -> file name")
+    return index
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -137,14 +138,13 @@ def join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def normalise_all(tensors: dict[str, Tensor], names: Names) -> dict[str, Tensor]:
-    """Bring every tensor to the one spelling of its name; leave out published buffers."""
+    """Bring every tensor to the one spelling of its name; leave out those that are ignored."""
     result = {}
     for name, tensor in tensors.items():
-        new = names.normalise(name)
-        for part, value in split_qkv(new, tensor):
+        for part, value in split_qkv(names.normalise(name), tensor):
             if part in result:
                 raise ValueError(f"extra tensor {name}: {part} is there already under another name")
-            if not names.is_buffer(part):
+            if not names.is_ignored(part):
                 result[part] = value
     return result
 
@@ -152,45 +152,70 @@ def normalise_all(tensors: dict[str, Tensor], names: Names) -> dict[str, Tensor]
 def fill(
     model: nn.Module, tensors: dict[str, Tensor], names: Names, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Put the tensors (named as published) into the model, each one into exactly one parameter."""
-    aliases = dict(
-        model.named_parameters(remove_duplicate=False)
-    )  # with the second names of tied weights
-    unique = dict(model.named_parameters())
-    published = {names.publish(name): name for name in aliases}
-    extra = sorted(tensors.keys() - published.keys())
-    if extra:
+    """Put the tensors (named as published) into the model, each one into exactly one parameter.
+
+    ValueError for a missing, extra or misshapen tensor.
+    """
+    # A tied weight is one parameter under several names of the model.
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    published = {names.publish(name): parameter for name, parameter in parameters.items()}
+    _refuse_extra(tensors, published)
+    sources = _match(tensors, published)
+    _refuse_missing(model, sources, names)
+    filled = {
+        parameter: nn.Parameter(tensors[source].to(dtype)) for parameter, source in sources.items()
+    }
+    for name, parameter in parameters.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, filled[parameter])
+
+
+def _refuse_extra(tensors: dict[str, Tensor], published: dict[str, nn.Parameter]) -> None:
+    """ValueError for tensors that no parameter of the model is published as."""
+    if extra := sorted(tensors.keys() - published.keys()):
+        plural = "s" * (len(extra) > 1)
         raise ValueError(
-            f"extra tensor{'s' * (len(extra) > 1)} {', '.join(extra[:5])}: the model has no such weight"
+            f"extra tensor{plural} {', '.join(extra[:5])}: the model has no such weight"
         )
-    source = {}  # parameter -> (published name, tensor); a tied weight may stand in the file twice, but alike
-    for theirs, tensor in tensors.items():
-        parameter = aliases[published[theirs]]
+
+
+def _match(
+    tensors: dict[str, Tensor], published: dict[str, nn.Parameter]
+) -> dict[nn.Parameter, str]:
+    """Parameter -> the published name of its tensor; a tied weight may be in the file twice.
+
+    ValueError for another shape, for integers, and for two unlike tensors of a tied weight.
+    """
+    sources: dict[nn.Parameter, str] = {}
+    for name, tensor in tensors.items():
+        parameter = published[name]
         if tensor.shape != parameter.shape:
             raise ValueError(
-                f"tensor {theirs} has shape {tuple(tensor.shape)}, needs {tuple(parameter.shape)}"
+                f"tensor {name} has shape {tuple(tensor.shape)}, needs {tuple(parameter.shape)}"
             )
         if not tensor.is_floating_point():
-            raise ValueError(f"tensor {theirs} holds {tensor.dtype}, not floating-point weights")
-        if parameter in source and not torch.equal(source[parameter][1], tensor):
-            raise ValueError(f"tensors {source[parameter][0]} and {theirs} are tied, but differ")
-        source[parameter] = (theirs, tensor)
-    missing = [names.publish(name) for name, parameter in unique.items() if parameter not in source]
+            raise ValueError(f"tensor {name} holds {tensor.dtype}, not floating-point weights")
+        other = sources.get(parameter)
+        if other and not torch.equal(tensors[other], tensor):
+            raise ValueError(f"tensors {other} and {name} are tied, but differ")
+        sources[parameter] = name
+    return sources
+
+
+def _refuse_missing(model: nn.Module, sources: dict[nn.Parameter, str], names: Names) -> None:
+    """ValueError for parameters that no tensor is there for."""
+    parameters = model.named_parameters()
+    missing = [names.publish(name) for name, parameter in parameters if parameter not in sources]
     if missing:
         raise ValueError(f"missing tensor{'s' * (len(missing) > 1)} {', '.join(missing[:5])}")
-    for name, parameter in aliases.items():
-        owner, _, attribute = name.rpartition(".")
-        value = source[parameter]
-        if not isinstance(value, nn.Parameter):
-            value = source[parameter] = nn.Parameter(value[1].to(dtype))
-        setattr(model.get_submodule(owner), attribute, value)
 
 
-def write(model: nn.Module, config: dict, names: Names, folder: Path) -> None:
-    """Write config.json and model.safetensors as published, so that other libraries read them too."""
+def write_checkpoint(model: nn.Module, config: dict, names: Names, folder: Path) -> None:
+    """Write config.json and model.safetensors as published; other libraries read them too."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors = {
-        names.publish(name): p.detach().cpu().contiguous() for name, p in model.named_parameters()
+        names.publish(name): parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
     }
     save_file(join_qkv(tensors), folder / "model.safetensors", metadata={"format": "pt"})

@@ -4,7 +4,7 @@ from minivlm.clip import Clip, Siglip, TextConfig, VisionConfig
 from minivlm.pretrained.checkpoints import Names
 from minivlm.pretrained.config import fields, published, require
 
-VISION_KEYS = {  # our field -> published key, and the default of transformers' CLIPVisionConfig
+CLIP_VISION_KEYS = {  # our field -> published key, and its default in CLIPVisionConfig
     "image_size": ("image_size", 224),
     "patch": ("patch_size", 32),
     "width": ("hidden_size", 768),
@@ -15,7 +15,7 @@ VISION_KEYS = {  # our field -> published key, and the default of transformers' 
     "eps": ("layer_norm_eps", 1e-5),
     "act": ("hidden_act", "quick_gelu"),
 }
-TEXT_KEYS = {  # the same of CLIPTextConfig
+CLIP_TEXT_KEYS = {  # the same of CLIPTextConfig
     "vocab_size": ("vocab_size", 49408),
     "length": ("max_position_embeddings", 77),
     "width": ("hidden_size", 512),
@@ -38,41 +38,42 @@ SIGLIP_TEXT = {  # SiglipTextConfig's defaults where they differ
 SIGLIP_VISION = {"patch_size": 16, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
 
 
-def vision_config(config: dict) -> VisionConfig:
+def clip_vision_config(config: dict) -> VisionConfig:
     """A published vision_config of CLIP or, with its own defaults filled in, of SigLIP."""
-    return VisionConfig(**fields(config, VISION_KEYS))
+    return VisionConfig(**fields(config, CLIP_VISION_KEYS))
 
 
-def text_config(config: dict) -> TextConfig:
+def clip_text_config(config: dict) -> TextConfig:
     """A published text_config, likewise."""
-    return TextConfig(**fields(config, TEXT_KEYS))
+    return TextConfig(**fields(config, CLIP_TEXT_KEYS))
 
 
-def build_clip(config: dict, names: set[str] = frozenset()) -> Clip:
-    """The model of a published config.json; older files hold a second copy of each tower's settings."""
+def build_clip(config: dict) -> Clip:
+    """The model of a published config.json; older files have two copies of a tower's settings."""
     vision, text = (
         config.get(f"{tower}_config", {}) | (config.get(f"{tower}_config_dict") or {})
         for tower in ("vision", "text")
     )
     scale = config.get("logit_scale_init_value", 2.6592)
-    return Clip(vision_config(vision), text_config(text), config.get("projection_dim", 512), scale)
+    width = config.get("projection_dim", 512)
+    return Clip(clip_vision_config(vision), clip_text_config(text), width, scale)
 
 
-def build_siglip(config: dict, names: set[str] = frozenset()) -> Siglip:
+def build_siglip(config: dict) -> Siglip:
     """The model of a published config.json."""
     vision, text = config.get("vision_config", {}), config.get("text_config", {})
     require(vision, "vision_use_head", True)
     return Siglip(
-        vision_config(SIGLIP_VISION | vision),
-        text_config(SIGLIP_TEXT | text),
+        clip_vision_config(SIGLIP_VISION | vision),
+        clip_text_config(SIGLIP_TEXT | text),
         text.get("projection_size"),
     )
 
 
 def publish_clip(model: Clip | Siglip) -> dict:
     """The config.json of a model of ours."""
-    vision = published(model.vision.config, VISION_KEYS)
-    text = published(model.text.config, TEXT_KEYS)
+    vision = published(model.vision.config, CLIP_VISION_KEYS)
+    text = published(model.text.config, CLIP_TEXT_KEYS)
     if isinstance(model, Siglip):
         text["projection_size"] = model.text_head.out_features
         return {"model_type": "siglip", "vision_config": vision, "text_config": text}
@@ -81,7 +82,7 @@ def publish_clip(model: Clip | Siglip) -> dict:
     return {"model_type": "clip", "projection_dim": width} | towers
 
 
-TOWER_NAMES = [
+CLIP_BLOCK_NAMES = [  # our name -> the published one, within either tower
     (r"^positions", "embeddings.position_embedding.weight"),
     (r"^blocks\.", "encoder.layers."),
     (r"\.norm(1|2)\.", r".layer_norm\1."),
@@ -89,7 +90,7 @@ TOWER_NAMES = [
     (r"\.mlp\.up\.", ".mlp.fc1."),
     (r"\.mlp\.down\.", ".mlp.fc2."),
 ]
-VISION_NAMES = [  # our name -> the published one, within the image tower
+CLIP_VISION_NAMES = [  # the same of the image tower
     (r"^class_token", "embeddings.class_embedding"),
     (r"^patch\.", "embeddings.patch_embedding."),
     (r"^pre_norm\.", "pre_layrnorm."),
@@ -97,20 +98,23 @@ VISION_NAMES = [  # our name -> the published one, within the image tower
     (r"^head\.norm\.", "head.layernorm."),
     (r"^head\.qkv\.", "head.attention.in_proj_"),
     (r"^head\.out\.", "head.attention.out_proj."),
-    *TOWER_NAMES,
+    *CLIP_BLOCK_NAMES,
 ]
-TEXT_NAMES = [
+CLIP_TEXT_NAMES = [
     (r"^embedding\.", "embeddings.token_embedding."),
     (r"^norm\.", "final_layer_norm."),
-    *TOWER_NAMES,
+    *CLIP_BLOCK_NAMES,
 ]
 CLIP_NAMES = Names(
     published=[(r"^scale$", "logit_scale"), (r"^image_projection", "visual_projection")],
-    parts={"vision": ("vision_model.", VISION_NAMES), "text": ("text_model.", TEXT_NAMES)},
-    buffers=("embeddings.position_ids",),
+    parts={
+        "vision": ("vision_model.", CLIP_VISION_NAMES),
+        "text": ("text_model.", CLIP_TEXT_NAMES),
+    },
+    ignored=("embeddings.position_ids",),
 )
 SIGLIP_NAMES = Names(
     published=[(r"^(scale|bias)$", r"logit_\1"), (r"^text_head\.", "text_model.head.")],
     parts=CLIP_NAMES.parts,
-    buffers=CLIP_NAMES.buffers,
+    ignored=CLIP_NAMES.ignored,
 )

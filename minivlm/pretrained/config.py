@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 
-Keys = Mapping[
-    str, tuple[str, object]
-]  # our field -> (published key, the default where it is absent)
+# Our field -> the published key, and the default where it is absent.
+Keys = Mapping[str, tuple[str, object]]
 
 
 def fields(config: Mapping, keys: Keys) -> dict:
@@ -18,7 +17,7 @@ def published(config: object, keys: Keys) -> dict:
 
 
 def require(config: Mapping, key: str, *allowed: object) -> None:
-    """ValueError for a setting that our code does not have; an absent key has its (allowed) default."""
+    """ValueError for a setting that our code does not have; an absent key has its default."""
     if key in config and config[key] not in allowed:
         raise ValueError(
             f"config.json: {key} = {config[key]!r} is not supported; supported: {list(allowed)}"
@@ -27,4 +26,5 @@ def require(config: Mapping, key: str, *allowed: object) -> None:
 
 def pair(side: int | list[int]) -> tuple[int, int]:
     """An image size, published as one number or as two -> (height, width)."""
-    return (side, side) if isinstance(side, int) else tuple(side)
+    height, width = (side, side) if isinstance(side, int) else side
+    return height, width

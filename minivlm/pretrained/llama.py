@@ -4,7 +4,7 @@ from minivlm.parts.decoder import Decoder, DecoderConfig
 from minivlm.pretrained.checkpoints import Names
 from minivlm.pretrained.config import fields, published, require
 
-KEYS = {  # our field -> published key, and the default of transformers' LlamaConfig
+LLAMA_KEYS = {  # our field -> published key, and the default of transformers' LlamaConfig
     "vocab_size": ("vocab_size", 32000),
     "width": ("hidden_size", 4096),
     "layers": ("num_hidden_layers", 32),
@@ -27,18 +27,22 @@ def decoder_config(config: dict) -> DecoderConfig:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     require(rope, "rope_type", "default")
     require(rope, "type", "default")
-    ours = fields(config, KEYS)
+    ours = fields(config, LLAMA_KEYS)
     ours["kv_heads"] = ours["kv_heads"] or ours["heads"]
     ours["theta"] = rope.get("rope_theta", ours["theta"])
     return DecoderConfig(**ours)
 
 
 def publish_decoder(config: DecoderConfig) -> dict:
-    """The published keys of a configuration of ours."""
-    return {"model_type": "llama"} | published(config, KEYS)
+    """The config.json of a configuration of ours; ValueError for what no published Llama has."""
+    theirs = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    theirs |= published(config, LLAMA_KEYS)
+    if decoder_config(theirs) != config:
+        raise ValueError(f"no published Llama has this configuration: {config}")
+    return theirs
 
 
-def build_llama(config: dict, names: set[str] = frozenset()) -> Decoder:
+def build_llama(config: dict) -> Decoder:
     """The model of a published config.json."""
     return Decoder(decoder_config(config))
 
@@ -55,4 +59,4 @@ DECODER_NAMES = [  # our name -> the published one, within the language model
     (r"\.attention\.out\.", ".self_attn.o_proj."),
     (r"\.mlp\.(gate|up|down)\.", r".mlp.\1_proj."),
 ]
-LLAMA_NAMES = Names(published=DECODER_NAMES, buffers=("rotary_emb.inv_freq",))
+LLAMA_NAMES = Names(published=DECODER_NAMES, ignored=("rotary_emb.inv_freq",))

@@ -2,17 +2,17 @@
 
 from minivlm.llava import Llava, LlavaConfig
 from minivlm.pretrained.checkpoints import Names
-from minivlm.pretrained.clip import VISION_KEYS, VISION_NAMES, vision_config
+from minivlm.pretrained.clip import CLIP_VISION_KEYS, CLIP_VISION_NAMES, clip_vision_config
 from minivlm.pretrained.config import fields, published, require
 from minivlm.pretrained.llama import DECODER_NAMES, decoder_config, publish_decoder
 
-KEYS = {  # our field -> published key, and the default of transformers' LlavaConfig
+LLAVA_KEYS = {  # our field -> published key, and the default of transformers' LlavaConfig
     "projector_act": ("projector_hidden_act", "gelu"),
     "projector_bias": ("multimodal_projector_bias", True),
 }
 
 
-def build_llava(config: dict, names: set[str] = frozenset()) -> Llava:
+def build_llava(config: dict) -> Llava:
     """The model of a published config.json."""
     vision, text = config.get("vision_config", {}), config.get("text_config", {})
     require(vision, "model_type", "clip_vision_model")
@@ -21,12 +21,12 @@ def build_llava(config: dict, names: set[str] = frozenset()) -> Llava:
     tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
     return Llava(
         LlavaConfig(
-            vision=vision_config(vision),
+            vision=clip_vision_config(vision),
             text=decoder_config(text | {"tie_word_embeddings": tied}),
             image_token_id=config.get("image_token_index", config.get("image_token_id", 32000)),
             feature_layers=(layers,) if isinstance(layers, int) else tuple(layers),
             keep_class=config.get("vision_feature_select_strategy") == "full",
-            **fields(config, KEYS),
+            **fields(config, LLAVA_KEYS),
         )
     )
 
@@ -38,16 +38,16 @@ def publish_llava(model: Llava) -> dict:
         raise ValueError(
             "two_way is not published: no config.json says that image tokens see each other"
         )
-    vision = {"model_type": "clip_vision_model"} | published(c.vision, VISION_KEYS)
+    vision = {"model_type": "clip_vision_model"} | published(c.vision, CLIP_VISION_KEYS)
+    layers = list(c.feature_layers)
     return {
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
         "image_token_index": c.image_token_id,
-        "vision_feature_layer": c.feature_layers[0]
-        if len(c.feature_layers) == 1
-        else list(c.feature_layers),
+        "vision_feature_layer": layers[0] if len(layers) == 1 else layers,
         "vision_feature_select_strategy": "full" if c.keep_class else "default",
-        **published(c, KEYS),
+        "tie_word_embeddings": c.text.tied,
+        **published(c, LLAVA_KEYS),
         "vision_config": vision,
         "text_config": publish_decoder(c.text),
     }
@@ -55,7 +55,7 @@ def publish_llava(model: Llava) -> dict:
 
 LLAVA_NAMES = Names(
     parts={
-        "vision": ("vision_tower.vision_model.", VISION_NAMES),
+        "vision": ("vision_tower.vision_model.", CLIP_VISION_NAMES),
         "projector": (
             "multi_modal_projector.",
             [(r"^up\.", "linear_1."), (r"^down\.", "linear_2.")],
@@ -68,5 +68,5 @@ LLAVA_NAMES = Names(
         (r"^lm_head\.", "language_model.lm_head."),
         (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
     ],
-    buffers=("embeddings.position_ids", "rotary_emb.inv_freq"),
+    ignored=("embeddings.position_ids", "rotary_emb.inv_freq"),
 )

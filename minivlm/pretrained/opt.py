@@ -2,10 +2,10 @@
 
 from minivlm.clip import TextConfig
 from minivlm.opt import Opt
-from minivlm.pretrained.clip import TEXT_KEYS, TOWER_NAMES
+from minivlm.pretrained.clip import CLIP_BLOCK_NAMES, CLIP_TEXT_KEYS
 from minivlm.pretrained.config import fields, require
 
-KEYS = TEXT_KEYS | {  # our field -> published key, and the default of transformers' OPTConfig
+OPT_KEYS = CLIP_TEXT_KEYS | {  # where OPTConfig of transformers differs from CLIPTextConfig
     "vocab_size": ("vocab_size", 50272),
     "length": ("max_position_embeddings", 2048),
     "width": ("hidden_size", 768),
@@ -24,7 +24,7 @@ def build_opt(config: dict) -> Opt:
     required = ("do_layer_norm_before", "enable_bias", "layer_norm_elementwise_affine")
     for key in (*required, "tie_word_embeddings"):
         require(config, key, True)
-    return Opt(TextConfig(**fields(config, KEYS)))
+    return Opt(TextConfig(**fields(config, OPT_KEYS)))
 
 
 OPT_NAMES = [  # our name -> the published one, within the language model
@@ -35,6 +35,6 @@ OPT_NAMES = [  # our name -> the published one, within the language model
     (r"^final", "model.decoder.final"),
     (r"^blocks\.", "model.decoder.layers."),
     (r"\.norm1\.", ".self_attn_layer_norm."),
-    *TOWER_NAMES,
+    *CLIP_BLOCK_NAMES,
     (r"\.mlp\.", "."),
 ]

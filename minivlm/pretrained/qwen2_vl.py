@@ -6,30 +6,28 @@ from math import isqrt
 
 from minivlm.parts.decoder import DecoderConfig
 from minivlm.pretrained.checkpoints import Names
-from minivlm.pretrained.config import fields, require
-from minivlm.pretrained.llama import DECODER_NAMES, decoder_config
+from minivlm.pretrained.config import fields, published, require
+from minivlm.pretrained.llama import DECODER_NAMES, LLAMA_KEYS, decoder_config
 from minivlm.qwen2_vision import TowerConfig
-from minivlm.qwen2_vl import Qwen2VL, Qwen3VL, Qwen25VL, QwenVLConfig
+from minivlm.qwen2_vl import Qwen2VL, Qwen2VLConfig, Qwen3VL, Qwen25VL
 
 TOWER_KEYS = {  # our field -> published key, and the default of transformers' configs
     "width": ("hidden_size", 3584),
     "layers": ("depth", 32),
     "heads": ("num_heads", 16),
-    "hidden": ("intermediate_size", None),  # Qwen2-VL's follows from mlp_ratio
+    "hidden": ("intermediate_size", None),
     "out": ("out_hidden_size", 3584),
     "patch": ("patch_size", 14),
     "merge": ("spatial_merge_size", 2),
     "depth": ("temporal_patch_size", 2),
     "channels": ("in_channels", 3),
     "act": ("hidden_act", None),
-    "tokens_per_second": ("tokens_per_second", 2),
 }
-TOWER_DEFAULTS = {  # what a family leaves out of its vision_config
+TOWER_DEFAULTS: dict[str, dict] = {  # what a family leaves out of its vision_config
     "qwen2_vl": {"embed_dim": 1280, "mlp_ratio": 4, "hidden_act": "quick_gelu"},
     "qwen2_5_vl": {
         "intermediate_size": 3420,
         "hidden_act": "silu",
-        "tokens_per_second": 4,
         "fullatt_block_indexes": (7, 15, 23, 31),
     },
     "qwen3_vl": {
@@ -41,7 +39,7 @@ TOWER_DEFAULTS = {  # what a family leaves out of its vision_config
         "deepstack_visual_indexes": (8, 16, 24),
     },
 }
-TEXT_DEFAULTS = {  # the same of its text_config
+TEXT_DEFAULTS: dict[str, dict] = {  # the same of its text_config
     "qwen2_vl": {
         "vocab_size": 152064,
         "hidden_size": 8192,
@@ -66,44 +64,58 @@ TEXT_DEFAULTS = {  # the same of its text_config
     },
 }
 TEXT_DEFAULTS["qwen2_5_vl"] = TEXT_DEFAULTS["qwen2_vl"]
-LANGUAGE = {  # what sets the language model apart from Llama
+ARCHITECTURES = {  # the class of transformers that has the language model's head
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+}
+LANGUAGE: dict[str, dict] = {  # what sets the language model apart from Llama
     "qwen2_vl": {"attention_bias": True, "out_bias": False},
     "qwen2_5_vl": {"attention_bias": True, "out_bias": False},
     "qwen3_vl": {"qk_norm": True},
 }
 
 
-def tower_config(config: dict, kind: str) -> TowerConfig:
+def qwen_tower_config(config: dict, kind: str) -> TowerConfig:
     """The vision_config of a published model of type ``kind``."""
-    c = {"spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3, "patch_size": 14}
-    c |= TOWER_DEFAULTS[kind] | config
+    c: dict = TOWER_DEFAULTS[kind] | config
     rope = c.get("rope_parameters") or {}
     require(c, "model_type", kind, f"{kind}_vision")
     require(rope, "rope_type", "axial")
-    require(c, "in_chans", c["in_channels"])
-    for key in ("patch_size", "spatial_merge_size", "temporal_patch_size"):
-        if not isinstance(c[key], int):
+    require(c, "in_chans", c.get("in_channels", 3))
+    ours = fields(c, TOWER_KEYS) | {"theta": rope.get("rope_theta", 10_000.0)}
+    for name in ("patch", "merge", "depth"):
+        if not isinstance(ours[name], int):
+            key = TOWER_KEYS[name][0]
             raise ValueError(
                 f"config.json: {key} = {c[key]!r} is not supported; it must be one number"
             )
-    ours = fields(c, TOWER_KEYS)
-    if kind == "qwen2_vl":  # names its widths differently
-        ours |= {"out": ours["width"], "width": c["embed_dim"]}
-        ours["hidden"] = int(c["embed_dim"] * c["mlp_ratio"])
-    merged = c.get("window_size", 112) // ours["merge"] // ours["patch"]  # tokens a window's side
+    own = {"qwen2_vl": _qwen2_fields, "qwen2_5_vl": _qwen25_fields, "qwen3_vl": _qwen3_fields}
+    return TowerConfig(**ours | own[kind](c, ours))
+
+
+def _qwen2_fields(c: dict, ours: dict) -> dict:
+    """Qwen2-VL names its widths differently."""
+    width = c["embed_dim"]
+    return {"width": width, "hidden": int(width * c["mlp_ratio"]), "out": ours["width"]}
+
+
+def _qwen25_fields(c: dict, ours: dict) -> dict:
+    """Windows are published in pixels; they hold whole tokens."""
+    tokens = c.get("window_size", 112) // ours["merge"] // ours["patch"]  # a side
+    full = tuple(c["fullatt_block_indexes"])
+    speed = c.get("tokens_per_second", 4)
+    return {"window": tokens * ours["merge"], "full": full, "tokens_per_second": speed}
+
+
+def _qwen3_fields(c: dict, ours: dict) -> dict:
+    """The learned table is published by its number of positions."""
     table = c.get("num_position_embeddings", 2304)
     require(c, "num_position_embeddings", isqrt(table) ** 2)
-    return TowerConfig(
-        **ours,
-        theta=rope.get("rope_theta", 10_000.0),
-        window=merged * ours["merge"],
-        full=tuple(c.get("fullatt_block_indexes", ())),
-        table=isqrt(table),
-        deep=tuple(c.get("deepstack_visual_indexes", ())),
-    )
+    return {"table": isqrt(table), "deep": tuple(c["deepstack_visual_indexes"])}
 
 
-def language_config(text: dict, rope: dict, tied: bool, kind: str) -> DecoderConfig:
+def qwen_language_config(text: dict, rope: dict, tied: bool, kind: str) -> DecoderConfig:
     """The text_config of a published model of type ``kind``, with its rope settings beside it."""
     for key in ("rope_type", "type"):
         require(rope, key, "default", "mrope")
@@ -117,60 +129,126 @@ def language_config(text: dict, rope: dict, tied: bool, kind: str) -> DecoderCon
     return replace(decoder_config(text | llama), **LANGUAGE[kind])
 
 
-def build_qwen(model_class: type[Qwen2VL], config: dict, names: set[str] = frozenset()) -> Qwen2VL:
-    """The model of a published config.json, flat or with a text_config."""
-    kind = model_class.kind
+def qwen_config(kind: str, config: dict) -> Qwen2VLConfig:
+    """A published config.json of a model of type ``kind``, flat or with a text_config."""
     text = TEXT_DEFAULTS[kind] | (config.get("text_config") or config)
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
-    return model_class(
-        QwenVLConfig(
-            tower_config(config.get("vision_config", {}), kind),
-            language_config(text, rope, tied, kind),
-            tuple(rope.get("mrope_section", text["mrope_section"])),
-            image_token_id=config.get("image_token_id", 151655),
-            video_token_id=config.get("video_token_id", 151656),
-        )
+    time, row, column = rope.get("mrope_section", text["mrope_section"])
+    return Qwen2VLConfig(
+        qwen_tower_config(config.get("vision_config", {}), kind),
+        qwen_language_config(text, rope, tied, kind),
+        (time, row, column),
+        image_token_id=config.get("image_token_id", 151655),
+        video_token_id=config.get("video_token_id", 151656),
     )
+
+
+def build_qwen(model_class: type[Qwen2VL], config: dict) -> Qwen2VL:
+    """The model of a published config.json."""
+    return model_class(qwen_config(model_class.kind, config))
 
 
 build_qwen2_vl = partial(build_qwen, Qwen2VL)
 build_qwen25_vl = partial(build_qwen, Qwen25VL)
 build_qwen3_vl = partial(build_qwen, Qwen3VL)
 
-TOWER_NAMES = [  # our name -> the published one, within the tower
+
+def publish_qwen(model: Qwen2VL) -> dict:
+    """The config.json of a model of ours, flat or, for Qwen3-VL, with a text_config.
+
+    ValueError for what no published model of its type has.
+    """
+    c, kind = model.config, model.kind
+    theirs = {
+        "model_type": kind,
+        "architectures": [ARCHITECTURES[kind]],
+        "image_token_id": c.image_token_id,
+        "video_token_id": c.video_token_id,
+        "tie_word_embeddings": c.text.tied,
+        "vision_config": _published_tower(c.vision, kind),
+    }
+    text = _published_language(c, kind)
+    theirs |= {"text_config": text} if kind == "qwen3_vl" else text
+    if _explicit(qwen_config(kind, theirs)) != _explicit(c):
+        raise ValueError(f"no published {kind} has this configuration: {c}")
+    return theirs
+
+
+def _explicit(c: Qwen2VLConfig) -> Qwen2VLConfig:
+    """The same with the width of a head as a number."""
+    return replace(c, text=replace(c.text, head_dim=c.text.rotary_dim))
+
+
+def _published_tower(c: TowerConfig, kind: str) -> dict:
+    theirs = published(c, TOWER_KEYS)
+    theirs["rope_parameters"] = {"rope_type": "axial", "rope_theta": c.theta}
+    if kind == "qwen2_vl":
+        del theirs["intermediate_size"], theirs["out_hidden_size"]
+        widths = {"embed_dim": c.width, "hidden_size": c.out, "mlp_ratio": c.hidden // c.width}
+        return theirs | widths
+    if kind == "qwen2_5_vl":
+        theirs |= {"window_size": c.window * c.patch, "fullatt_block_indexes": list(c.full)}
+        return theirs | {"tokens_per_second": c.tokens_per_second}
+    return theirs | {
+        "num_position_embeddings": c.table**2,
+        "deepstack_visual_indexes": list(c.deep),
+    }
+
+
+def _published_language(c: Qwen2VLConfig, kind: str) -> dict:
+    theirs, sections = published(c.text, LLAMA_KEYS), list(c.sections)
+    del theirs["mlp_bias"], theirs["tie_word_embeddings"]
+    if kind == "qwen3_vl":
+        theirs["head_dim"] = c.text.rotary_dim
+        rope = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": sections}
+    else:
+        del theirs["head_dim"], theirs["attention_bias"]  # always width / heads; of q, k, v alone
+        rope = {"type": "mrope", "mrope_section": sections}
+    return theirs | {"rope_scaling": rope}
+
+
+QWEN_TOWER_NAMES = [  # our name -> the published one, within the tower
     (r"^patch\.", "patch_embed.proj."),
     (r"^positions", "pos_embed.weight"),
     (r"^deep\.", "deepstack_merger_list."),
     (r"\.attention\.(q|k|v)\.", r".attn.qkv.\1."),
     (r"\.attention\.out\.", ".attn.proj."),
 ]
-OLD_MERGER = [
+OLD_MERGER_NAMES = [
     (r"^merger\.norm\.", "merger.ln_q."),
     (r"^merger\.mlp\.up\.", "merger.mlp.0."),
     (r"^merger\.mlp\.down\.", "merger.mlp.2."),
 ]
-QWEN2_TOWER = [
-    *TOWER_NAMES,
-    *OLD_MERGER,
+QWEN2_TOWER_NAMES = [
+    *QWEN_TOWER_NAMES,
+    *OLD_MERGER_NAMES,
     (r"\.mlp\.up\.", ".mlp.fc1."),
     (r"\.mlp\.down\.", ".mlp.fc2."),
 ]
-QWEN25_TOWER = [*TOWER_NAMES, *OLD_MERGER, (r"\.mlp\.(gate|up|down)\.", r".mlp.\1_proj.")]
-QWEN3_TOWER = [
-    *TOWER_NAMES,
+QWEN25_TOWER_NAMES = [
+    *QWEN_TOWER_NAMES,
+    *OLD_MERGER_NAMES,
+    (r"\.mlp\.(gate|up|down)\.", r".mlp.\1_proj."),
+]
+QWEN3_TOWER_NAMES = [
+    *QWEN_TOWER_NAMES,
     (r"^(merger|deepstack_merger_list\.\d+)\.mlp\.", r"\1."),
     (r"\.up\.", ".linear_fc1."),
     (r"\.down\.", ".linear_fc2."),
 ]
-older = partial(  # Qwen2-VL and Qwen2.5-VL; the spellings are those of some versions
+_older_names = partial(  # Qwen2-VL and Qwen2.5-VL; the spellings are those of some versions
     Names,
     spellings=[(r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")],
-    buffers=("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq"),
+    ignored=("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq"),
 )
-QWEN2_VL_NAMES = older(parts={"vision": ("visual.", QWEN2_TOWER), "decoder": ("", DECODER_NAMES)})
-QWEN25_VL_NAMES = older(parts={"vision": ("visual.", QWEN25_TOWER), "decoder": ("", DECODER_NAMES)})
-LANGUAGE_NAMES = [*DECODER_NAMES, (r"^model\.", "model.language_model.")]
+QWEN2_VL_NAMES = _older_names(
+    parts={"vision": ("visual.", QWEN2_TOWER_NAMES), "decoder": ("", DECODER_NAMES)}
+)
+QWEN25_VL_NAMES = _older_names(
+    parts={"vision": ("visual.", QWEN25_TOWER_NAMES), "decoder": ("", DECODER_NAMES)}
+)
+QWEN3_LANGUAGE_NAMES = [*DECODER_NAMES, (r"^model\.", "model.language_model.")]
 QWEN3_VL_NAMES = Names(
-    parts={"vision": ("model.visual.", QWEN3_TOWER), "decoder": ("", LANGUAGE_NAMES)}
+    parts={"vision": ("model.visual.", QWEN3_TOWER_NAMES), "decoder": ("", QWEN3_LANGUAGE_NAMES)}
 )

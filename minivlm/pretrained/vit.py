@@ -1,10 +1,12 @@
 """ViT as published: ``model_type`` vit."""
 
+from collections.abc import Collection
+
 from minivlm.pretrained.checkpoints import Names
 from minivlm.pretrained.config import fields, pair, require
 from minivlm.vit import ViT, ViTConfig
 
-KEYS = {  # our field -> published key, and the default of transformers' ViTConfig
+VIT_KEYS = {  # our field -> published key, and the default of transformers' ViTConfig
     "patch": ("patch_size", 16),
     "width": ("hidden_size", 768),
     "layers": ("num_hidden_layers", 12),
@@ -17,16 +19,15 @@ KEYS = {  # our field -> published key, and the default of transformers' ViTConf
 }
 
 
-def build_vit(config: dict, names: set[str] = frozenset()) -> ViT:
-    """The model of a published config.json; the names of its weights say which heads it has."""
+def build_vit(config: dict, names: Collection[str] = ()) -> ViT:
+    """The model of a published config.json; the names of its weights say if it has a classifier."""
     require(config, "pooler_act", "tanh")
-    classes = len(config.get("id2label") or "12")
+    labels = len(config.get("id2label") or "12")  # two where the file says nothing
     return ViT(
         ViTConfig(
             image_size=pair(config.get("image_size", 224)),
-            classes=classes if "classifier.weight" in names else 0,
-            pooler="pooler.dense.weight" in names,
-            **fields(config, KEYS),
+            classes=labels if "classifier.weight" in names else 0,
+            **fields(config, VIT_KEYS),
         )
     )
 
@@ -46,7 +47,10 @@ VIT_NAMES = Names(
         (r"\.mlp\.up\.", ".intermediate.dense."),
         (r"\.mlp\.down\.", ".output.dense."),
         (r"^norm\.", "layernorm."),
-        (r"^pooler\.", "pooler.dense."),
     ],
     spellings=[(r"^vit\.", "")],  # other published spellings -> the one above
+    ignored=(
+        "pooler.dense.weight",
+        "pooler.dense.bias",
+    ),  # what reads the states is another model's
 )

@@ -11,7 +11,7 @@ must be accounted for.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -26,10 +26,12 @@ COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 @dataclass(frozen=True)
 class Object:
+    """A flat object: how it looks and where it is."""
+
     shape: str
     color: str
     size: str
-    box: tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels; x2 and y2 lie just outside
+    box: tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels; x2 and y2 are just outside
     text: str = ""  # what is written on it
     motion: tuple[str, ...] = ()  # the DIRECTIONS in which it moves, in order
 
@@ -41,7 +43,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Phrase:
-    """A noun phrase, understood. None = not said."""
+    """What a noun phrase says; None where it does not say it."""
 
     count: int
     color: str
@@ -95,69 +97,50 @@ CHINESE = {
 }
 
 
-def _one_of(words) -> str:
-    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
-
-
-def _english_pattern() -> str:
-    table = {key: _one_of(words) for key, words in ENGLISH.items()}
-    shapes = _one_of([*SHAPES, *(plural(shape) for shape in SHAPES)])
-    return (
-        rf"(?P<count>{table['count']}) (?:(?P<size>{table['size']}) )?(?P<color>{table['color']}) (?P<shape>{shapes})"
-        rf"(?: labelled (?P<text>\w+))?"
-        rf"(?: moving (?P<motion>(?:{table['direction']})(?: then (?:{table['direction']}))*))?"
-    )
-
-
-def _chinese_pattern() -> str:
-    table = {key: _one_of(words) for key, words in CHINESE.items()}
-    return (
-        rf"(?P<count>{table['count']})个(?:写着(?P<text>[A-Za-z0-9]+)的)?(?:向(?P<motion>[左右上下](?:再向[左右上下])*)移动的)?"
-        rf"(?:(?P<size>{table['size']})的?)?(?P<color>{table['color']})的?(?P<shape>{table['shape']})"
-    )
-
-
 def plural(shape: str) -> str:
     """ "star" -> "stars"."""
     return ENGLISH["plural"].get(shape, shape + "s")
 
 
-_EN_PHRASE, _ZH_PHRASE = re.compile(_english_pattern()), re.compile(_chinese_pattern())
+def _one_of(words: Iterable[str]) -> str:
+    """A pattern for any of the words, the longest first."""
+    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+
+
+def _english_phrase() -> str:
+    table = {key: _one_of(words) for key, words in ENGLISH.items()}
+    shapes = _one_of([*SHAPES, *(plural(shape) for shape in SHAPES)])
+    return (
+        rf"(?P<count>{table['count']}) (?:(?P<size>{table['size']}) )?"
+        rf"(?P<color>{table['color']}) (?P<shape>{shapes})"
+        rf"(?: labelled (?P<text>\w+))?"
+        rf"(?: moving (?P<motion>(?:{table['direction']})(?: then (?:{table['direction']}))*))?"
+    )
+
+
+def _chinese_phrase() -> str:
+    table = {key: _one_of(words) for key, words in CHINESE.items()}
+    return (
+        rf"(?P<count>{table['count']})个(?:写着(?P<text>[A-Za-z0-9]+)的)?"
+        rf"(?:向(?P<motion>[左右上下](?:再向[左右上下])*)移动的)?"
+        rf"(?:(?P<size>{table['size']})的?)?"
+        rf"(?P<color>{table['color']})的?(?P<shape>{table['shape']})"
+    )
+
+
+_EN_PHRASE, _ZH_PHRASE = re.compile(_english_phrase()), re.compile(_chinese_phrase())
 _EN_OPENING = re.compile(r"(there is|there are|a picture of) ")
 _ZH_OPENING = re.compile(r"(图中|这里)?有")
 _EN_RELATION = re.compile(rf" ({_one_of(ENGLISH['relation'])}) ")
 _ZH_RELATION = re.compile(rf"的?({_one_of(CHINESE['relation'])})")
 
-
-def _phrase(match: re.Match, language: dict) -> Phrase | None:
-    """The meaning of a matched noun phrase; None where number and noun disagree ("three star")."""
-    word = match.groupdict()
-    count, shape, motion = language["count"][word["count"]], word["shape"], word["motion"]
-    if language is ENGLISH:
-        singular = (
-            {shape: shape for shape in SHAPES}
-            if count == 1
-            else {plural(shape): shape for shape in SHAPES}
-        )
-        if shape not in singular:
-            return None
-        shape = singular[shape]
-    if motion is not None:
-        motion = tuple(language["direction"][step] for step in re.split(" then |再向", motion))
-    size = word["size"] and language["size"][word["size"]]
-    return Phrase(
-        count,
-        language["color"][word["color"]],
-        language["shape"][shape],
-        size,
-        word["text"],
-        motion,
-    )
+Parsed = tuple[tuple[Phrase, ...], str | None]  # one or two noun phrases, and their relation
 
 
-def parse(sentence: str) -> tuple[tuple[Phrase, ...], str | None] | None:
-    """A sentence -> its noun phrases (one or two) and the relation between two; None if it is not
-    of the grammar.
+def parse(sentence: str) -> Parsed | None:
+    """A sentence -> its noun phrases (one or two) and the relation between two.
+
+    None if it is not of the grammar.
     """
     sentence = sentence.strip().removesuffix(".").removesuffix("。")
     if re.search(r"[一-鿿]", sentence):
@@ -165,21 +148,16 @@ def parse(sentence: str) -> tuple[tuple[Phrase, ...], str | None] | None:
     return _parse_english(sentence)
 
 
-def _parse_english(sentence: str) -> tuple[tuple[Phrase, ...], str | None] | None:
+def _parse_english(sentence: str) -> Parsed | None:
     sentence = sentence[:1].lower() + sentence[1:]
-    opening = _EN_OPENING.match(sentence)
-    rest = sentence[opening.end() :] if opening else sentence
+    opening, rest = _split_opening(_EN_OPENING, sentence)
     first = _EN_PHRASE.match(rest)
-    if not first:
+    one = first and _phrase(first, ENGLISH)
+    if not one or opening == ("there are" if one.count == 1 else "there is"):
         return None
-    one = _phrase(first, ENGLISH)
-    wrong_number = {"there is ": one and one.count > 1, "there are ": one and one.count == 1}
-    if one is None or (opening and wrong_number.get(opening[0])):
-        return None
-    rest = rest[first.end() :]
-    if not rest:
+    if first.end() == len(rest):
         return (one,), None
-    relation = _EN_RELATION.match(rest)
+    relation = _EN_RELATION.match(rest, first.end())
     second = relation and _EN_PHRASE.fullmatch(rest, relation.end())
     two = second and _phrase(second, ENGLISH)
     if not two or one.count != 1 or two.count != 1:
@@ -187,21 +165,48 @@ def _parse_english(sentence: str) -> tuple[tuple[Phrase, ...], str | None] | Non
     return (one, two), ENGLISH["relation"][relation[1]]
 
 
-def _parse_chinese(sentence: str) -> tuple[tuple[Phrase, ...], str | None] | None:
-    opening = _ZH_OPENING.match(sentence)
-    rest = sentence[opening.end() :] if opening else sentence
+def _parse_chinese(sentence: str) -> Parsed | None:
+    _, rest = _split_opening(_ZH_OPENING, sentence)
     first = _ZH_PHRASE.match(rest)
     if not first:
         return None
     one, rest = _phrase(first, CHINESE), rest[first.end() :]
     if not rest:
         return (one,), None
-    second = _ZH_PHRASE.match(rest, 1) if rest[0] == "在" else None
+    second = _ZH_PHRASE.match(rest, 1) if rest.startswith("在") else None
     relation = second and _ZH_RELATION.fullmatch(rest, second.end())
     two = relation and _phrase(second, CHINESE)
     if not two or one.count != 1 or two.count != 1:
         return None
     return (one, two), CHINESE["relation"][relation[1]]
+
+
+def _split_opening(pattern: re.Pattern, sentence: str) -> tuple[str | None, str]:
+    """The words that open a sentence ("there is"; None if it has none), and the rest of it."""
+    opening = pattern.match(sentence)
+    return (opening[1], sentence[opening.end() :]) if opening else (None, sentence)
+
+
+def _phrase(match: re.Match, language: dict) -> Phrase | None:
+    """The meaning of a matched noun phrase; None where number and noun disagree ("three star")."""
+    said = match.groupdict()
+    count, shape = language["count"][said["count"]], said["shape"]
+    if language is ENGLISH:
+        nouns = {(name if count == 1 else plural(name)): name for name in SHAPES}
+        if shape not in nouns:
+            return None
+        shape = nouns[shape]
+    motion = said["motion"]
+    if motion is not None:
+        motion = tuple(language["direction"][step] for step in re.split(" then |再向", motion))
+    return Phrase(
+        count,
+        language["color"][said["color"]],
+        language["shape"][shape],
+        said["size"] and language["size"][said["size"]],
+        said["text"],
+        motion,
+    )
 
 
 def relations(a: Object, b: Object, cell: int) -> list[str]:
@@ -212,8 +217,9 @@ def relations(a: Object, b: Object, cell: int) -> list[str]:
 
 
 def main_relations(a: Object, b: Object, cell: int) -> list[str]:
-    """Of the relations of a to b those along the axis of the larger distance in cells: what a
-    speaker would name.
+    """What a speaker would name: the relations along the axis on which a and b are further apart.
+
+    Their distance is counted in cells; where it is the same on both axes, both are named.
     """
     (ax, ay), (bx, by) = a.center, b.center
     across, down = abs(ax // cell - bx // cell), abs(ay // cell - by // cell)
@@ -227,7 +233,7 @@ def reading_order(objects: Sequence[Object], cell: int) -> list[Object]:
 
 
 def holds(sentence: str, objects: Sequence[Object], cell: int) -> bool:
-    """Is the sentence well-formed, true of the objects, and does it account for every one of them?"""
+    """Is the sentence of the grammar, true of the objects, and does it account for each of them?"""
     parsed = parse(sentence)
     if parsed is None:
         return False
@@ -242,92 +248,96 @@ def holds(sentence: str, objects: Sequence[Object], cell: int) -> bool:
     )
 
 
+def alike(objects: Sequence[Object]) -> bool:
+    """Do all objects look the same, wherever they are?"""
+    looks = {(thing.color, thing.shape, thing.size, thing.text, thing.motion) for thing in objects}
+    return len(looks) == 1
+
+
+# What is said
+
+
 def describe_en(thing: Object, count: int = 1, *, size: bool = True, article: str = "a") -> str:
-    """The noun phrase of an object (or of ``count`` alike): "a small red circle", "three green
-    stars".
-    """
-    words = [article if count == 1 else COUNTS[count], thing.size if size else "", thing.color]
-    words.append(thing.shape if count == 1 else plural(thing.shape))
-    words.append(f"labelled {thing.text}" if thing.text else "")
-    words.append(f"moving {' then '.join(thing.motion)}" if thing.motion else "")
+    """A noun phrase: "a small red circle" or, of ``count`` alike, "three green stars"."""
+    words = [
+        article if count == 1 else COUNTS[count],
+        thing.size if size else "",
+        thing.color,
+        thing.shape if count == 1 else plural(thing.shape),
+        f"labelled {thing.text}" if thing.text else "",
+        f"moving {' then '.join(thing.motion)}" if thing.motion else "",
+    ]
     return " ".join(word for word in words if word)
-
-
-def _say(table: dict, meaning) -> str:
-    """The plainest word for a meaning."""
-    return next(word for word, means in table.items() if means == meaning)
 
 
 def describe_zh(thing: Object, count: int = 1, *, size: bool = True) -> str:
     """The Chinese noun phrase: "一个小的红色圆形", "三个绿色的星形"."""
-    words = _say(CHINESE["count"], count) + "个"
-    words += f"写着{thing.text}的" if thing.text else ""
-    steps = [_say(CHINESE["direction"], step) for step in thing.motion]
-    words += f"向{'再向'.join(steps)}移动的" if steps else ""
-    color, shape = _say(CHINESE["color"], thing.color), _say(CHINESE["shape"], thing.shape)
-    return words + (
-        f"{_say(CHINESE['size'], thing.size)}的{color}{shape}" if size else f"{color}的{shape}"
-    )
+    words = _plainest("count", count) + "个"
+    if thing.text:
+        words += f"写着{thing.text}的"
+    if thing.motion:
+        words += f"向{'再向'.join(_plainest('direction', step) for step in thing.motion)}移动的"
+    color, shape = _plainest("color", thing.color), _plainest("shape", thing.shape)
+    if size:
+        return words + f"{_plainest('size', thing.size)}的{color}{shape}"
+    return words + f"{color}的{shape}"
+
+
+def _plainest(key: str, meaning: str | int) -> str:
+    """The plainest Chinese word for a meaning."""
+    return next(word for word, means in CHINESE[key].items() if means == meaning)
 
 
 Wordings = tuple[list[str], list[str]]  # plain ones, and variations
 
 
 def wordings_en(objects: Sequence[Object], cell: int) -> Wordings:
-    """English captions that name the objects in the given order: the plain ones, and variations of
-    them.
-    """
-    if not alike(objects):
-        a, b = objects
-        said = [
-            [f"{describe_en(a)} {word} {describe_en(b)}" for word in words]
-            for words in _words(ENGLISH, a, b, cell)
-        ]
-        plain = [first for first, *_ in said]
-        return plain, [text for _, *rest in said for text in rest] + [
-            f"there is {text}" for text in plain
-        ]
-    thing, count = objects[0], len(objects)
-    opening = "there is" if count == 1 else "there are"
-    sized, short = (describe_en(thing, count, size=size) for size in (True, False))
-    return [sized], [f"{opening} {sized}"] + [short, f"{opening} {short}"] * (count > 1)
+    """English captions that name the objects in the given order."""
+    if alike(objects):
+        opening = "there is" if len(objects) == 1 else "there are"
+        return _wordings_of_alike(objects, describe_en, opening + " ")
+    plain, varied = _wordings_of_two(objects, cell, ENGLISH, describe_en, "{} {word} {}")
+    return plain, varied + [f"there is {text}" for text in plain]
 
 
 def wordings_zh(objects: Sequence[Object], cell: int) -> Wordings:
     """The same in Chinese."""
-    if not alike(objects):
-        a, b = objects
-        said = [
-            [f"{describe_zh(a)}在{describe_zh(b)}的{word}" for word in words]
-            for words in _words(CHINESE, a, b, cell)
-        ]
-        return [first for first, *_ in said], [text for _, *rest in said for text in rest]
-    sized, short = (describe_zh(objects[0], len(objects), size=size) for size in (True, False))
-    return [sized], [f"图中有{sized}"] + [short, f"图中有{short}"] * (len(objects) > 1)
+    if alike(objects):
+        return _wordings_of_alike(objects, describe_zh, "图中有")
+    return _wordings_of_two(objects, cell, CHINESE, describe_zh, "{}在{}的{word}")
 
 
-def _words(language: dict, a: Object, b: Object, cell: int) -> list[list[str]]:
-    """For each main relation of a to b the words for it, the plainest first."""
-    table = language["relation"]
-    return [
-        [word for word in table if table[word] == relation]
-        for relation in main_relations(a, b, cell)
-    ]
+def _wordings_of_alike(objects: Sequence[Object], describe: Callable, opening: str) -> Wordings:
+    """With the size and, of several objects, without; bare and with an opening."""
+    sized = describe(objects[0], len(objects))
+    varied = [opening + sized]
+    if len(objects) > 1:
+        short = describe(objects[0], len(objects), size=False)
+        varied += [short, opening + short]
+    return [sized], varied
 
 
-def captions(objects: Sequence[Object], cell: int) -> tuple[list[str], list[str]]:
-    """All wordings that the dataset uses for a scene, in English and in Chinese."""
-    orders = [objects] if alike(objects) else list(permutations(objects))
-    found = ([wordings(order, cell) for order in orders] for wordings in (wordings_en, wordings_zh))
-    english, chinese = (
-        [text for plain, varied in language for text in plain + varied] for language in found
-    )
-    return english, chinese
+def _wordings_of_two(
+    objects: Sequence[Object], cell: int, language: dict, describe: Callable, form: str
+) -> Wordings:
+    """In each word for each main relation; the first word for a meaning is the plain one."""
+    first, second = objects
+    plain, varied = [], []
+    for relation in main_relations(first, second, cell):
+        words = [word for word, means in language["relation"].items() if means == relation]
+        texts = [form.format(describe(first), describe(second), word=word) for word in words]
+        plain.append(texts[0])
+        varied += texts[1:]
+    return plain, varied
 
 
-def alike(objects: Sequence[Object]) -> bool:
-    """Do all objects look the same, wherever they are?"""
-    return (
-        len({(thing.color, thing.shape, thing.size, thing.text, thing.motion) for thing in objects})
-        == 1
-    )
+def captions(
+    objects: Sequence[Object], cell: int, wordings: Callable[..., Wordings] = wordings_en
+) -> list[str]:
+    """All wordings that the dataset uses for a scene, in the language of ``wordings``."""
+    orders = [objects] if alike(objects) else permutations(objects)
+    texts = []
+    for order in orders:
+        plain, varied = wordings(order, cell)
+        texts += plain + varied
+    return texts

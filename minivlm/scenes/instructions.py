@@ -1,11 +1,10 @@
-"""Instruction data from the structure of scenes: conversation, description and reasoning, with a
-verifier.
+"""Instruction data made from scenes: conversation, description, reasoning, and a verifier.
 
-The stand-in for the text-only teacher of LLaVA (Liu et al. 2023, "Visual Instruction Tuning",
-section 3 and table 1): there GPT-4, which saw captions and boxes and never the image, wrote these
-three kinds of data. Here a program writes them from the objects and cells of a scene, in the
-sentences of grammar.py and questions.py, so that it can also judge any answer. What it cannot do is
-what a teacher is for: wordings and questions that nobody listed.
+It replaces the text-only teacher of LLaVA (Liu et al. 2023, "Visual Instruction Tuning", section 3
+and table 1): there GPT-4, which saw captions and boxes and never the image, wrote these three kinds
+of data. Here a program writes them from the objects and cells of a scene, in the sentences of
+grammar.py and questions.py, so that it can also judge any answer. What it cannot do is what a
+teacher is for: wordings and questions that no one has listed.
 
 Data: a scene -> turns (``Question``: an instruction, its admissible answers, its kind) -> messages
 in ChatML, which multimodal.Processor turns into ids and labels. A context opens a conversation: an
@@ -19,7 +18,6 @@ from itertools import permutations
 from random import Random
 
 from minivlm.multimodal import IMAGE
-from minivlm.scenes.drawing import HELD_OUT, Scene, is_true
 from minivlm.scenes.grammar import (
     COLORS,
     COUNTS,
@@ -34,9 +32,11 @@ from minivlm.scenes.grammar import (
     relations,
 )
 from minivlm.scenes.questions import Question
+from minivlm.scenes.sampling import HELD_OUT
+from minivlm.scenes.scene import Scene, is_true
 
 # kind -> its phrasings: the first is the one in which questions are made (here and in
-# questions.py), the last is held out of every training. Its words all stand in phrasings for
+# questions.py), the last is held out of every training. All its words occur in phrasings for
 # training, so it tests a new combination, not new words.
 PHRASINGS = {
     "caption": (
@@ -79,14 +79,9 @@ PHRASINGS = {
     ),
 }
 NUMBERS = {0: "zero"} | COUNTS
-SYNONYMS = (
-    ENGLISH["size"] | {str(number): word for number, word in NUMBERS.items()} | {"none": "zero"}
-)
-FEATURES = {
-    "colour": "color",
-    "shape": "shape",
-    "size": "size",
-}  # as they are said, and as a field of Object
+DIGITS = {str(number): word for number, word in NUMBERS.items()}
+SYNONYMS = ENGLISH["size"] | DIGITS | {"none": "zero"}
+FEATURES = {"colour": "color", "shape": "shape", "size": "size"}  # as said -> field of Object
 COMPARED = {
     "left of": "further left",
     "right of": "further right",
@@ -96,18 +91,20 @@ COMPARED = {
 
 
 def listing(scene: Scene, rng: Random | None = None) -> str:
-    """The scene in words, "small red circle 3 large blue square 12", in reading order or in a
-    random one.
+    """The scene in words: "small red circle 3 large blue square 12".
 
-    A number is that of a cell, counted row by row from 1; like objects share their words: "small
-    green star 1 6 12".
+    A number is that of a cell, counted row by row from 1; objects that look alike share their
+    words: "small green star 1 6 12". In reading order or, with ``rng``, in a random one.
     """
     things, columns = reading_order(scene.objects, scene.cell), scene.image.width // scene.cell
-    said: dict[str, list[str]] = {}
-    for thing in rng.sample(things, len(things)) if rng else things:
+    if rng:
+        things = rng.sample(things, len(things))
+    words: dict[str, str] = {}
+    for thing in things:
         column, row = (int(place // scene.cell) for place in thing.center)
-        said.setdefault(describe_en(thing, article=""), []).append(str(row * columns + column + 1))
-    return " ".join(" ".join([looks, *cells]) for looks, cells in said.items())
+        looks = describe_en(thing, article="")
+        words[looks] = f"{words.get(looks, looks)} {row * columns + column + 1}"
+    return " ".join(words.values())
 
 
 def conversation(
@@ -118,18 +115,17 @@ def conversation(
     Two to four turns, or ``turns`` where there are as many questions to ask.
     """
     count = turns or rng.randint(2, 4)
-    questions, probes = scene.questions, _probes(scene)
+    questions, probes = scene.questions, _fair_probes(scene)
     asked = rng.sample(questions, min((count + 1) // 2, len(questions)))
     asked += rng.sample(probes, min(count // 2, len(probes)))
-    return [phrase(turn, rng, held_out) for turn in rng.sample(asked, len(asked))]
+    return [rephrase(turn, rng, held_out) for turn in rng.sample(asked, len(asked))]
 
 
-def _probes(scene: Scene) -> list[Question]:
-    """The scene's probes, without those whose false one names a held-out colour-shape pair that is
-    not there.
+def _fair_probes(scene: Scene) -> list[Question]:
+    """The scene's probes, without those that a model could answer unseen.
 
-    In training, which shows no such pair, that answer would always be "no": a model would learn to
-    give it unseen.
+    A false one may name a held-out colour-shape pair that is not there. In training, which shows no
+    such pair, its answer would always be "no"; so it goes, and its true twin with it.
     """
     pairs = [f"{color} {shape}" for color, shape in HELD_OUT]
     probes, kept = scene.probes, []
@@ -140,100 +136,109 @@ def _probes(scene: Scene) -> list[Question]:
 
 
 def description(scene: Scene, rng: Random, held_out: bool = False) -> list[Question]:
-    """One turn that asks for a caption; the answer is the scene's own caption, or another one where
-    that is false.
-    """
+    """One turn that asks for a caption: the scene's own or, where that is false, another one."""
     answers = sorted(scene.captions, key=lambda caption: caption != scene.caption)
-    return [phrase(Question(PHRASINGS["caption"][0], tuple(answers), "caption"), rng, held_out)]
+    turn = Question(PHRASINGS["caption"][0], tuple(answers), "caption")
+    return [rephrase(turn, rng, held_out)]
 
 
 def reasoning(scene: Scene, rng: Random, held_out: bool = False, turns: int = 2) -> list[Question]:
     """Turns that count or compare."""
     asked = _countings(scene.objects, rng) + _comparisons(scene.objects, scene.cell)
-    return [phrase(turn, rng, held_out) for turn in rng.sample(asked, min(turns, len(asked)))]
+    return [rephrase(turn, rng, held_out) for turn in rng.sample(asked, min(turns, len(asked)))]
 
 
 def _countings(things: Sequence[Object], rng: Random) -> list[Question]:
-    """How many objects there are, how many of each colour and shape shown, and of one of each that
-    is not.
-    """
+    """How many objects there are, in all, of each colour and shape shown, and of one not shown."""
     counts = {"objects": len(things)}
-    for values, field, noun in ((COLORS, "color", "{} objects".format), (SHAPES, "shape", plural)):
-        shown = [getattr(thing, field) for thing in things]
-        absent = rng.choice([value for value in values if value not in shown])
-        counts |= {noun(value): shown.count(value) for value in [*shown, absent]}
+    colors = [thing.color for thing in things]
+    absent = rng.choice([color for color in COLORS if color not in colors])
+    for color in [*colors, absent]:
+        counts[f"{color} objects"] = colors.count(color)
+    shapes = [thing.shape for thing in things]
+    absent = rng.choice([shape for shape in SHAPES if shape not in shapes])
+    for shape in [*shapes, absent]:
+        counts[plural(shape)] = shapes.count(shape)
     return [
-        Question(f"how many {noun} are there?", (NUMBERS[n],), "count")
-        for noun, n in counts.items()
+        Question(f"how many {noun} are there?", (NUMBERS[count],), "count")
+        for noun, count in counts.items()
     ]
 
 
 def _comparisons(things: Sequence[Object], cell: int) -> list[Question]:
-    """Whether several objects share a feature; of two different ones, which is larger, higher,
-    further left, ...
-    """
+    """Whether several objects share a feature, and which of two is larger, higher, ..."""
     asked = []
-    for feature, field in FEATURES.items() if len(things) > 1 else ():
-        same = len({getattr(thing, field) for thing in things}) == 1
-        asked.append((f"are the objects of the same {feature}?", "yes" if same else "no", "same"))
-    for a, b in permutations(things) if len(things) == 2 and not alike(things) else ():
-        more = [COMPARED[relation] for relation in relations(a, b, cell)]
-        more += ["larger" if a.size == "large" else "smaller"] * (a.size != b.size)
-        asked += [
-            (f"which object is {word}?", describe_en(a, article="the"), "which") for word in more
-        ]
-    return [Question(text, (answer,), kind) for text, answer, kind in asked]
+    if len(things) > 1:
+        for feature, field in FEATURES.items():
+            same = len({getattr(thing, field) for thing in things}) == 1
+            text = f"are the objects of the same {feature}?"
+            asked.append(Question(text, ("yes" if same else "no",), "same"))
+    if len(things) == 2 and not alike(things):
+        for thing, other in permutations(things):
+            asked += [
+                Question(f"which object is {more}?", (describe_en(thing, article="the"),), "which")
+                for more in _advantages(thing, other, cell)
+            ]
+    return asked
 
 
-def phrase(asked: Question, rng: Random, held_out: bool = False) -> Question:
-    """The same instruction in one of the phrasings for training or, with ``held_out``, in the one
-    kept for tests.
+def _advantages(thing: Object, other: Object, cell: int) -> list[str]:
+    """What the first of two objects is more than the second: "further left", "larger", ..."""
+    more = [COMPARED[relation] for relation in relations(thing, other, cell)]
+    if thing.size != other.size:
+        more.append("larger" if thing.size == "large" else "smaller")
+    return more
 
-    It draws in both cases, so that the same seed gives the same turns, stated two ways.
+
+def rephrase(question: Question, rng: Random, held_out: bool = False) -> Question:
+    """The same instruction in one of the phrasings for training or in the one held out.
+
+    It draws in both cases, so that the same seed gives the same turns, phrased in two ways.
     """
-    *common, rare = _forms(asked.kind)
+    _check_kind(question)
+    *common, rare = PHRASINGS[question.kind]
     drawn = rng.choice(common)
-    return replace(asked, text=(rare if held_out else drawn).format(**_slots(asked)))
+    return replace(question, text=(rare if held_out else drawn).format(**_slots(question)))
 
 
-def _forms(kind: str) -> tuple[str, ...]:
-    if kind not in PHRASINGS:
-        raise ValueError(f"unknown kind {kind!r}; known: {list(PHRASINGS)}")
-    return PHRASINGS[kind]
+def _check_kind(question: Question) -> None:
+    if question.kind not in PHRASINGS:
+        raise ValueError(f"unknown kind {question.kind!r}; known: {list(PHRASINGS)}")
 
 
-def _slots(asked: Question) -> dict[str, str]:
-    """What an instruction puts into the slots of its phrasing; ValueError where it is in none of
-    its kind.
+def _slots(question: Question) -> dict[str, str]:
+    """What an instruction puts into the slots of its phrasing, by name.
+
+    ValueError where it is in no phrasing of its kind.
     """
-    for form in reversed(
-        _forms(asked.kind)
-    ):  # "{claim}?", which fits almost everything, comes last
-        found = re.fullmatch(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(form)), asked.text)
-        if found:
-            plural_noun = re.search(
-                "[^s]s$", found.groupdict().get("noun", "")
-            )  # "crosses", not "cross"
-            return {"be": "are" if plural_noun else "is"} | found.groupdict()
-    raise ValueError(f"no phrasing of kind {asked.kind!r}: {asked.text!r}")
+    # in reverse, because "{claim}?" fits almost everything
+    for phrasing in reversed(PHRASINGS[question.kind]):
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(phrasing))
+        match = re.fullmatch(pattern, question.text)
+        if match:
+            slots = match.groupdict()
+            several = re.search("[^s]s$", slots.get("noun", ""))  # "crosses", not "cross"
+            return {"be": "are" if several else "is"} | slots
+    raise ValueError(f"no phrasing of kind {question.kind!r}: {question.text!r}")
 
 
-def accepts(asked: Question, answer: str, scene: Scene) -> bool:
+def accepts(question: Question, answer: str, scene: Scene) -> bool:
     """Is the answer to a question of this scene right, in any wording of the grammar?
 
     A caption, a place and an object are judged by the objects; one word, of which there is one, by
-    its meaning.
+    its meaning. ValueError for an unknown kind.
     """
-    _forms(asked.kind)  # an unknown kind is an error, not a wrong answer
+    _check_kind(question)
     answer = answer.strip().removesuffix(".")
     answer = answer[:1].lower() + answer[1:]  # not all of it: a label may be in capitals
-    if asked.kind == "caption":
+    if question.kind == "caption":
         return is_true(answer, scene)
-    if asked.kind == "relation":
-        return is_true(_indefinite(f"{_slots(asked)['noun']} {answer}"), scene)
-    if asked.kind == "which":
-        return [] != named(answer, scene) == named(asked.answer, scene)
-    return SYNONYMS.get(answer, answer) in asked.answers
+    if question.kind == "relation":
+        return is_true(_indefinite(f"{_slots(question)['noun']} {answer}"), scene)
+    if question.kind == "which":
+        named = objects_named(answer, scene)
+        return bool(named) and named == objects_named(question.answer, scene)
+    return SYNONYMS.get(answer, answer) in question.answers
 
 
 def _indefinite(text: str) -> str:
@@ -243,77 +248,84 @@ def _indefinite(text: str) -> str:
     return re.sub(r"\b[Tt]he (?!left|right)", "a ", text)
 
 
-def named(noun: str, scene: Scene) -> list[Object]:
-    """The objects that a noun phrase ("the large blue square") fits."""
+def objects_named(noun: str, scene: Scene) -> list[Object]:
+    """The objects that a noun phrase in the singular ("the large blue square") fits."""
     phrases, _ = parse(_indefinite(noun)) or ((), None)
-    return [
-        thing
-        for thing in scene.objects
-        if len(phrases) == 1 and phrases[0].count == 1 and phrases[0].fits(thing)
-    ]
+    if len(phrases) != 1 or phrases[0].count != 1:
+        return []
+    return [thing for thing in scene.objects if phrases[0].fits(thing)]
 
 
 def messages(turns: Sequence[Question], context: str | dict = "") -> list[dict]:
-    """Turns -> ChatML messages, answered by their first answers; an instruction may be empty
-    (LLaVA's first stage).
+    """Turns -> ChatML messages, answered by their first answers.
 
-    The context opens the first user message: IMAGE, or a listing, which then stands in an image's
-    place.
+    An instruction may be empty (LLaVA's first stage). The context opens the first user message:
+    IMAGE, or a listing, which then takes an image's place.
     """
     said = []
-    opening = (
-        [IMAGE | {"text": context}]
-        if isinstance(context, str) and context
-        else [context]
-        if context
-        else []
-    )
+    opening = _opening(context)
     for turn in turns:
-        parts = opening + ([{"type": "text", "text": turn.text}] if turn.text else [])
-        if parts:
-            said.append({"role": "user", "content": parts if opening else turn.text})
+        content: list | str = turn.text
+        if opening:
+            content = opening + ([{"type": "text", "text": turn.text}] if turn.text else [])
+        if content:
+            said.append({"role": "user", "content": content})
         said.append({"role": "assistant", "content": turn.answer})
         opening = []
     return said
 
 
+def _opening(context: str | dict) -> list[dict]:
+    """The parts of a message that come before its instruction."""
+    if not context:
+        return []
+    return [IMAGE | {"text": context}] if isinstance(context, str) else [context]
+
+
 def illustrated(
     scenes: Sequence[Scene], seed: int, captions: bool = False, turns: int = 0
 ) -> list[tuple[int, list[dict]]]:
-    """What a model reads that sees the images, as (number of the scene, ``messages``).
+    """What a model reads that sees the images: (number of the scene, ``messages``).
 
     A conversation, a description and a reasoning a scene (LLaVA's second stage) or, with
     ``captions``, the image and a caption of it without any question (its first). ``turns``: as many
-    in conversations, half of it in reasonings.
+    in conversations, half as many in reasonings.
     """
-    rng, found = Random(f"illustrated {seed}"), []
+    rng, rows = Random(f"illustrated {seed}"), []
     for number, scene in enumerate(scenes):
         if captions:
-            asked = [[replace(turn, text="") for turn in description(scene, rng)]]
+            talks = [_bare_caption(scene, rng)]
         else:
-            asked = [conversation(scene, rng, turns=turns), description(scene, rng)]
-            asked.append(reasoning(scene, rng, turns=turns // 2 or 2))
-        found += [(number, messages(turns, IMAGE)) for turns in asked]
-    return found
+            talks = [
+                conversation(scene, rng, turns=turns),
+                description(scene, rng),
+                reasoning(scene, rng, turns=turns // 2 or 2),
+            ]
+        rows += [(number, messages(talk, IMAGE)) for talk in talks]
+    return rows
 
 
 def corpus(scenes: Sequence[Scene], seed: int, context: bool = True) -> list[list[dict]]:
-    """What a language model reads that never sees an image: five conversations a scene, of
-    ``messages``.
+    """What a language model reads that never sees an image: five ``messages`` a scene.
 
-    A plain caption and, each behind a listing, a caption, a description, a conversation and a
+    A plain caption and, each after a listing, a caption, a description, a conversation and a
     reasoning of more turns. ``context=False`` (the ablation) gives the same without any listing:
     what is asked can then only be guessed.
     """
-    rng, found = Random(f"instructions {seed}"), []
+    rng, rows = Random(f"instructions {seed}"), []
     for scene in scenes:
-        caption = [replace(turn, text="") for turn in description(scene, rng)]
-        tasks = (
+        caption = _bare_caption(scene, rng)
+        talks = (
             caption,
             description(scene, rng),
             conversation(scene, rng, turns=6),
             reasoning(scene, rng, turns=4),
         )
-        found.append(messages(caption))
-        found += [messages(turns, listing(scene) if context else "") for turns in tasks]
-    return found
+        rows.append(messages(caption))
+        rows += [messages(talk, listing(scene) if context else "") for talk in talks]
+    return rows
+
+
+def _bare_caption(scene: Scene, rng: Random) -> list[Question]:
+    """A turn that says a caption without being asked."""
+    return [replace(turn, text="") for turn in description(scene, rng)]

@@ -1,9 +1,9 @@
-"""The tasks of Qwen-VL's multi-task training, made from scenes, and a verifier for their answers.
+"""The tasks of Qwen-VL's multi-task training, made from scenes, and a verifier of their answers.
 
 Paper: Bai et al. 2023 (Qwen-VL), appendix B. Notebook: 09_qwen_vl.
 
 Data: a scene -> a ``Question`` (prompt, admissible answers, kind), and whether any other answer is
-right.
+right. What a box is as text is in minivlm/boxes.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,23 +11,14 @@ from dataclasses import replace
 from itertools import permutations
 from random import Random
 
-from minivlm.boxes import Box, Region, boxes_of, iou, read, to_thousandths, write
+from minivlm.boxes import Box, Region, boxes_of, iou, read_regions, to_thousandths, write_regions
 from minivlm.multimodal import IMAGE
 from minivlm.scenes import instructions
-from minivlm.scenes.drawing import Scene, is_true
 from minivlm.scenes.grammar import Object, alike, describe_en, main_relations, parse, reading_order
 from minivlm.scenes.questions import Question
+from minivlm.scenes.scene import Scene, is_true
 
-
-def _groups(scene: Scene) -> list[list[Object]]:
-    """The objects in reading order, together where they look alike: what one noun phrase names."""
-    things = reading_order(scene.objects, scene.cell)
-    return [things] if alike(things) else [[thing] for thing in things]
-
-
-def _region(things: Sequence[Object], scene: Scene, article: str = "a") -> Region:
-    boxes = tuple(to_thousandths(thing.box, scene.image.size) for thing in things)
-    return Region(describe_en(things[0], len(things), article=article), boxes)
+# Seven kinds of tasks
 
 
 def caption(scene: Scene, rng: Random) -> Question:
@@ -43,30 +34,30 @@ def question(scene: Scene, rng: Random) -> Question:
 def grounded_caption(scene: Scene, rng: Random) -> Question:
     """Caption with grounding: every object that is named has its box."""
     groups = _groups(scene)
-    pairs = [
-        (a, b, word)
-        for a, b in permutations(groups, 2)
-        for word in main_relations(a[0], b[0], scene.cell)
-    ]
-    said = [[_region(a, scene), f" {word} ", _region(b, scene)] for a, b, word in pairs]
-    said = said or [[_region(groups[0], scene)]]
+    captions = []
+    for first, second in permutations(groups, 2):
+        for relation in main_relations(first[0], second[0], scene.cell):
+            parts = [_region(first, scene), f" {relation} ", _region(second, scene)]
+            captions.append(write_regions(parts))
+    if not captions:
+        captions = [write_regions([_region(groups[0], scene)])]
     prompt = "Generate the caption in English with grounding:"
-    return Question(prompt, tuple(write(parts) for parts in said), "grounded caption")
+    return Question(prompt, tuple(captions), "grounded caption")
 
 
 def grounding(scene: Scene, rng: Random) -> Question:
     """Referring grounding: a name -> its box, or the boxes of all that look alike."""
-    found = _region(rng.choice(_groups(scene)), scene, "the")
-    return Question(write([Region(found.text)]), (write([Region(boxes=found.boxes)]),), "grounding")
+    region = _region(rng.choice(_groups(scene)), scene, "the")
+    prompt = write_regions([Region(region.text)])
+    return Question(prompt, (write_regions([Region(boxes=region.boxes)]),), "grounding")
 
 
 def referring(scene: Scene, rng: Random) -> Question:
     """Grounded captioning: a box -> what is in it."""
     thing = rng.choice(scene.objects)
     here = Region("This", _region([thing], scene).boxes)
-    return Question(
-        write([here, " is"]), (describe_en(thing), describe_en(thing, size=False)), "referring"
-    )
+    answers = (describe_en(thing), describe_en(thing, size=False))
+    return Question(write_regions([here, " is"]), answers, "referring")
 
 
 def reading(scene: Scene, rng: Random) -> Question:
@@ -77,10 +68,22 @@ def reading(scene: Scene, rng: Random) -> Question:
 
 
 def ocr(scene: Scene, rng: Random) -> Question:
-    """OCR with grounding: all that is written, in reading order, each with the box of its object."""
+    """OCR with grounding: all texts in reading order, each with the box of its object."""
     things = reading_order(scene.objects, scene.cell)
     regions = [Region(thing.text, _region([thing], scene).boxes) for thing in things]
-    return Question("OCR with grounding:", (write(regions),), "ocr")
+    return Question("OCR with grounding:", (write_regions(regions),), "ocr")
+
+
+def _groups(scene: Scene) -> list[list[Object]]:
+    """The objects in reading order, together where they look alike: what one noun phrase names."""
+    things = reading_order(scene.objects, scene.cell)
+    return [things] if alike(things) else [[thing] for thing in things]
+
+
+def _region(things: Sequence[Object], scene: Scene, article: str = "a") -> Region:
+    """The name of one object, or of several alike, with all their boxes."""
+    boxes = tuple(to_thousandths(thing.box, scene.image.size) for thing in things)
+    return Region(describe_en(things[0], len(things), article=article), boxes)
 
 
 Maker = Callable[[Scene, Random], Question]
@@ -90,24 +93,23 @@ TEXT_TASKS: tuple[Maker, ...] = (reading, ocr)  # of scenes with labels
 
 def tasks(scene: Scene, rng: Random) -> list[Question]:
     """One of each kind that the scene allows."""
-    return [make(scene, rng) for make in TASKS + TEXT_TASKS * bool(scene.objects[0].text)]
+    makers = TASKS + TEXT_TASKS if scene.objects[0].text else TASKS
+    return [make(scene, rng) for make in makers]
 
 
 def album(
     scenes: Sequence[Scene], rng: Random, turns: int = 2
 ) -> tuple[list[tuple[int, Question]], list[dict]]:
-    """A conversation about one or several pictures: (number of the scene, question) of each turn,
-    and the messages.
+    """A conversation about one or several images.
 
-    All pictures stand in the first message; where there are several, each turn says which one it
-    asks about.
+    Returns (number of the scene, question) of each turn, and the messages. All images are in the
+    first message; where there are several, each turn says which one it asks about.
     """
     numbers = [rng.randrange(len(scenes)) for _ in range(turns)]
     asked = [(number, rng.choice(tasks(scenes[number], rng))) for number in numbers]
-    which = ["" if len(scenes) == 1 else f"In Picture {number + 1}: " for number in numbers]
-    said = [
-        replace(turn, text=name + turn.text) for name, (_, turn) in zip(which, asked, strict=True)
-    ]
+    said = [turn for _, turn in asked]
+    if len(scenes) > 1:
+        said = [replace(turn, text=f"In Picture {i + 1}: {turn.text}") for i, turn in asked]
     messages = instructions.messages(said, IMAGE)
     messages[0]["content"][:1] = [IMAGE] * len(scenes)
     return asked, messages
@@ -116,65 +118,87 @@ def album(
 # The verifier
 
 
-def accepts(asked: Question, answer: str, scene: Scene, least: float = 0.5) -> bool:
-    """Is the answer right? Boxes need an IoU of ``least``; the kinds of instructions.py are judged
-    there.
+def is_solved(task: Question, answer: str, scene: Scene, least: float = 0.5) -> bool:
+    """Is the answer right? Boxes need an IoU of ``least``.
+
+    The kinds of instructions.py are judged there.
     """
     answer = answer.strip()
-    if asked.kind == "grounding":
-        return min(overlaps(asked, answer)) >= least
-    if asked.kind == "referring":
-        (box,) = boxes_of(asked.text)
-        meant = max(
-            scene.objects, key=lambda thing: iou(box, to_thousandths(thing.box, scene.image.size))
-        )
-        return meant in instructions.named(answer, scene)
-    if asked.kind == "reading":
-        return answer == asked.answer
-    if asked.kind in ("grounded caption", "ocr"):
-        return _grounded(asked, answer, scene, least)
-    return instructions.accepts(asked, answer, scene)
+    if task.kind == "grounding":
+        return min(overlaps(task, answer)) >= least
+    if task.kind == "referring":
+        return _in_the_box(task, scene) in instructions.objects_named(answer, scene)
+    if task.kind == "reading":
+        return answer == task.answer
+    if task.kind == "grounded caption":
+        return _is_grounded_caption(answer, scene, least)
+    if task.kind == "ocr":
+        return _is_ocr(answer, scene, least)
+    return instructions.accepts(task, answer, scene)
 
 
-def overlaps(asked: Question, answer: str) -> list[float]:
+def overlaps(task: Question, answer: str) -> list[float]:
     """IoU of each box in the first admissible answer with the answer's, paired as fits best.
 
-    All 0 where the answer has another number of boxes, or is no text that ``read`` takes.
+    All 0 where the answer has another number of boxes, or is no text that ``read_regions`` takes.
     """
-    return _paired(boxes_of(answer), boxes_of(asked.answer))
+    return _best_pairs(boxes_of(answer), boxes_of(task.answer))
 
 
-def _paired(found: Sequence[Box], true: Sequence[Box]) -> list[float]:
-    if len(found) != len(true):
+def _best_pairs(boxes: Sequence[Box], true: Sequence[Box]) -> list[float]:
+    """The IoU of each true box with one of ``boxes``, in the order with the largest sum."""
+    if len(boxes) != len(true):
         return [0.0] * len(true)
+    orders = permutations(boxes)
     return max(
-        ([iou(a, b) for a, b in zip(order, true, strict=True)] for order in permutations(found)),
-        key=sum,
+        ([iou(*pair) for pair in zip(order, true, strict=True)] for order in orders), key=sum
     )
 
 
-def _grounded(asked: Question, answer: str, scene: Scene, least: float) -> bool:
-    """Does every name stand with the boxes of all that it names, and has every object a box?"""
+def _in_the_box(task: Question, scene: Scene) -> Object:
+    """The object that fits the box of a prompt best."""
+    (box,) = boxes_of(task.text)
+    size = scene.image.size
+    return max(scene.objects, key=lambda thing: iou(box, to_thousandths(thing.box, size)))
+
+
+def _is_grounded_caption(answer: str, scene: Scene, least: float) -> bool:
+    """Is the caption true, and has every object its box, next to its name?"""
     if len(boxes_of(answer)) != len(scene.objects):
         return False
-    parts = read(answer)
+    parts = read_regions(answer)
+    text = "".join(part.text if isinstance(part, Region) else part for part in parts)
+    return is_true(text, scene) and _boxes_fit(parts, scene, _names, least)
+
+
+def _is_ocr(answer: str, scene: Scene, least: float) -> bool:
+    """Has every text the box of its object, and is there nothing else?"""
+    if len(boxes_of(answer)) != len(scene.objects):
+        return False
+    parts = read_regions(answer)
+    if any(isinstance(part, str) and part.strip() for part in parts):
+        return False
+    return _boxes_fit(parts, scene, lambda text, thing: text == thing.text, least)
+
+
+def _boxes_fit(
+    parts: Sequence[str | Region],
+    scene: Scene,
+    names: Callable[[str, Object], bool],
+    least: float,
+) -> bool:
+    """Has every name in the text the boxes of all objects that it names?"""
     regions = [part for part in parts if isinstance(part, Region)]
-    plain = " ".join(part for part in parts if isinstance(part, str))
-    if asked.kind == "ocr":
-        true, names = not plain.strip(), lambda name, thing: name == thing.text
-    else:
-        true, names = is_true("".join(getattr(part, "text", part) for part in parts), scene), _names
     for name in {region.text for region in regions}:
-        found = [box for region in regions if region.text == name for box in region.boxes]
-        meant = [
-            to_thousandths(thing.box, scene.image.size)
-            for thing in scene.objects
-            if names(name, thing)
-        ]
-        true = true and min(_paired(found, meant), default=0.0) >= least
-    return true
+        said = [box for region in regions if region.text == name for box in region.boxes]
+        named = [thing for thing in scene.objects if names(name, thing)]
+        true = [to_thousandths(thing.box, scene.image.size) for thing in named]
+        if min(_best_pairs(said, true), default=0.0) < least:
+            return False
+    return True
 
 
 def _names(noun: str, thing: Object) -> bool:
+    """Does a noun phrase, in the singular or plural, fit the object?"""
     phrases, _ = parse(noun) or ((), None)
     return len(phrases) == 1 and phrases[0].fits(thing)

@@ -1,175 +1,166 @@
-"""A model that answers questions about pictures, trained between a frozen image encoder and a
-language model.
+"""A model that answers questions about images, trained between two frozen ones.
 
-Used by notebooks 07 and 08, by ``python -m minivlm ask`` and by the tools for their tables.
+One is an image encoder, the other a language model.
+
+Used by notebooks 07 and 08, by ``python -m minivlm ask`` and by the experiments for their tables.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minivlm.blip2 import Blip2, ClipFeatures, FirstStage, QFormerConfig, second_stage
 from minivlm.bpe import BPETokenizer
+from minivlm.llava import Llava, LlavaConfig
 from minivlm.multimodal import IMAGE, Processor, Prompted, answer_loss
 from minivlm.parts.generation import generate
 from minivlm.parts.training import fit, minibatches
-from minivlm.pretrained import from_pretrained, save_pretrained
+from minivlm.pretrained import from_pretrained
 from minivlm.pretrained.checkpoints import Names, fill, read_json, read_tensors
-from minivlm.pretrained.llava import build_llava
+from minivlm.pretrained.llava import publish_llava
 from minivlm.scenes import Scene, instructions
 from minivlm.scenes.pixels import pixels, vary_channels
-from minivlm.toys.common import FROZEN, RATES, as_bert
+from minivlm.scenes.questions import Question
+from minivlm.toys.common import (
+    FROZEN,
+    RATES,
+    SPEAKER,
+    TOY_WIDTH,
+    as_bert,
+    decode_rows,
+    load_tokenizer,
+    load_toy,
+    look_up_images,
+    save_toy,
+)
 
-QFORMER = {"width": 96, "layers": 4, "heads": 6, "hidden": 192, "length": 32}
-
-
-def toy_config(words: Path = FROZEN / "decoder") -> dict:
-    """A LLaVA of the frozen image encoder and the language model in a folder, in the published
-    format.
-    """
-    return {
-        "model_type": "llava",
-        "architectures": ["LlavaForConditionalGeneration"],
-        "image_token_index": _tokenizer(words).special_tokens["<|image|>"],
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "vision_config": read_json(FROZEN / "clip" / "config.json")["vision_config"]
-        | {"model_type": "clip_vision_model"},
-        "text_config": read_json(words / "config.json"),
-    }
-
-
-def _tokenizer(folder: Path) -> BPETokenizer:
-    return BPETokenizer.load(folder / "tokenizer.json")
+QFORMER_SHAPE = {"width": TOY_WIDTH, "layers": 4, "heads": 6, "hidden": 2 * TOY_WIDTH, "length": 32}
+Turns = list[dict]  # messages
 
 
 @dataclass
 class Assistant:
-    """A Llava or a Blip2 that speaks, with what turns messages and pictures into its inputs."""
+    """A Llava or a Blip2 that speaks, with what turns messages and images into its inputs."""
 
     model: Prompted
     processor: Processor
-    config: dict
 
     @classmethod
-    def llava(cls, seed: int = 0, words: Path = FROZEN / "decoder") -> "Assistant":
-        """The frozen image encoder and the language model in a folder, with an untrained projector
+    def llava(cls, seed: int = 0, language_model: Path = FROZEN / "decoder") -> "Assistant":
+        """The frozen image encoder and the language model of a folder, with an untrained projector
         between them.
         """
-        config = toy_config(words)
+        vision = from_pretrained(FROZEN / "clip").vision
+        decoder, tokenizer = load_toy(language_model)
+        image = tokenizer.special_tokens["<|image|>"]
         torch.manual_seed(seed)
-        model = build_llava(config)
-        model.vision.load_state_dict(from_pretrained(FROZEN / "clip").vision.state_dict())
-        model.decoder.load_state_dict(from_pretrained(words).state_dict())
-        return cls(model.eval(), Processor(_tokenizer(words), model.image_tokens, pixels), config)
+        model = Llava(LlavaConfig(vision.config, decoder.config, image_token_id=image))
+        model.vision.load_state_dict(vision.state_dict())
+        model.decoder.load_state_dict(decoder.state_dict())
+        return cls(model.eval(), Processor(tokenizer, model.image_tokens, pixels))
 
     @classmethod
     def blip2(
-        cls, queries: int = 8, seed: int = 0, read: int = 0, words: Path = FROZEN / "decoder"
+        cls,
+        queries: int = 8,
+        seed: int = 0,
+        vocab_size: int = 0,
+        language_model: Path = FROZEN / "decoder",
     ) -> "Assistant":
-        """The same with an untrained Q-Former; ``read``: the vocabulary of the texts that it reads
-        in stage 1.
-        """
-        vision, processor = (
-            from_pretrained(FROZEN / "clip").vision,
-            Processor(_tokenizer(words), queries, pixels),
-        )
-        config = QFormerConfig(read or 1, **QFORMER, memory=vision.config.width, queries=queries)
-        parts = {"width": 64 if read else 0, "decoder": from_pretrained(words)}
+        """The same with an untrained Q-Former; vocab_size: of what it reads in stage 1."""
+        vision = from_pretrained(FROZEN / "clip").vision
+        decoder, tokenizer = load_toy(language_model)
+        shape = QFORMER_SHAPE | {"memory": vision.config.width, "queries": queries}
         torch.manual_seed(seed)
         model = Blip2(
             ClipFeatures(vision),
-            config,
-            **parts,
-            token=processor.tokenizer.special_tokens["<|image|>"],
+            QFormerConfig(vocab_size or 1, **shape),
+            width=64 if vocab_size else 0,
+            decoder=decoder,
+            token=tokenizer.special_tokens["<|image|>"],
         )
-        return cls(model.eval(), processor, {})
+        return cls(model.eval(), Processor(tokenizer, queries, pixels))
 
     def train(
         self,
-        conversations: Sequence[tuple[int, list[dict]]],
+        conversations: Sequence[tuple[int, Turns]],
         images: Tensor,
         steps: int,
         *,
         batch: int = 64,
         seed: int = 0,
-        **options,
+        **options: Any,
     ) -> dict[str, list[float]]:
         """Fit what requires a gradient to conversations, (number of the image, messages), and
         images (B, 3, 64, 64).
 
         Learned is what the assistant says. Returns the history of ``fit``.
         """
-        rows = [self._row(messages, number) for number, messages in conversations]
+        rows = [
+            self.processor.prepare(messages, numbers=[number]) for number, messages in conversations
+        ]
 
         def batches() -> Iterator[dict]:
             for (drawn,) in minibatches(torch.arange(len(rows)), batch_size=batch, seed=seed):
-                yield self._batch([rows[i] for i in drawn.tolist()], images, "right")
+                chosen = self.processor.collate([rows[i] for i in drawn.tolist()], "right")
+                yield look_up_images(chosen, images)
 
         def loss(model: Prompted, batch: dict) -> Tensor:
             seen = vary_channels(batch["pixel_values"], erased=0.0)
-            return answer_loss(
-                model(batch["input_ids"], seen, batch["attention_mask"]), batch["labels"]
-            )
+            logits = model(batch["input_ids"], seen, batch["attention_mask"])
+            return answer_loss(logits, batch["labels"])
 
         return fit(self.model, batches(), loss, steps, seed=seed, **RATES | options)
 
     def answer(
-        self, conversations: Sequence[list[dict]], images: Tensor | None = None, longest: int = 24
+        self, conversations: Sequence[Turns], images: Tensor | None = None, longest: int = 24
     ) -> list[str]:
         """The greedy answer to each conversation, whose first message holds the image of the same
         number.
 
-        Without images, the language model alone answers conversations without pictures.
+        Without images, the language model alone answers conversations without images.
         """
-        if images is None:
-            batch = self.processor.collate(
-                [self.processor.prepare(m, reply=True) for m in conversations], "left"
-            )
-        else:
-            batch = self._batch(
-                [self._row(m, i, reply=True) for i, m in enumerate(conversations)], images, "left"
-            )
-        end = self.processor.tokenizer.special_tokens["<|im_end|>"]
-        del batch["labels"]
-        new = generate(self.model, batch.pop("input_ids"), longest, eos_id=end, **batch)
-        return [
-            self.processor.tokenizer.decode([i for i in row if i != end]) for row in new.tolist()
+        rows = [
+            self.processor.prepare(messages, numbers=[] if images is None else [number], reply=True)
+            for number, messages in enumerate(conversations)
         ]
+        batch = self.processor.collate(rows, "left")
+        if images is not None:
+            batch = look_up_images(batch, images)
+        del batch["labels"]
+        end = self.processor.tokenizer.special_tokens["<|im_end|>"]
+        new = generate(self.model, batch.pop("input_ids"), longest, eos_id=end, **batch)
+        return decode_rows(self.processor.tokenizer, new, {end})
 
     def describe(self, images: Tensor) -> list[str]:
-        """The greedy caption of each image (B, 3, 64, 64), which stands in the prompt alone."""
+        """The greedy caption of each image (B, 3, 64, 64), which is alone in the prompt."""
         return self.answer([[{"role": "user", "content": [IMAGE]}]] * len(images), images)
 
-    def _row(self, messages: list[dict], number: int, **options) -> dict:
-        """``Processor.prepare`` with the number of the image in the place of its pixels."""
-        return replace(self.processor, to_pixels=torch.tensor).prepare(
-            messages, [number], **options
-        )
-
-    def _batch(self, rows: Sequence[dict], images: Tensor, side: str) -> dict:
-        batch = self.processor.collate(rows, side)
-        return batch | {"pixel_values": images[batch["pixel_values"]]}
-
     def save(self, folder: str | Path) -> None:
-        """config.json, model.safetensors (both as published LLaVAs have them) and tokenizer.json."""
-        save_pretrained(self.model, self.config, folder)
-        self.processor.tokenizer.save(Path(folder) / "tokenizer.json")
+        """config.json, model.safetensors (both as of published LLaVAs) and tokenizer.json.
+
+        ValueError for a BLIP-2, of which ``save_trained_parts`` writes what is not frozen.
+        """
+        if not isinstance(self.model, Llava):
+            raise ValueError(f"a {type(self.model).__name__} is saved by save_trained_parts")
+        config = publish_llava(self.model) | {SPEAKER: "assistant"}
+        save_toy(self.model, config, folder, self.processor.tokenizer)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Assistant":
+    def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> "Assistant":
         """Read what ``save`` wrote."""
-        model, folder = from_pretrained(folder), Path(folder)
-        return cls(
-            model,
-            Processor(_tokenizer(folder), model.image_tokens, pixels),
-            read_json(folder / "config.json"),
-        )
+        model, tokenizer = load_toy(folder, dtype)
+        return cls(model, Processor(tokenizer, model.image_tokens, pixels))
+
+
+# BLIP-2's stages
 
 
 def first_stage(
@@ -181,16 +172,14 @@ def first_stage(
     *,
     batch: int = 64,
     seed: int = 0,
-    **options,
+    **options: Any,
 ) -> dict[str, list[float]]:
     """BLIP-2's stage 1 on images (B, 3, 64, 64) and captions; returns the history of each loss.
 
     tokenizer: with the special tokens of ``common.BERT_MARKS``.
     """
-    ids = as_bert(tokenizer, captions, model.qformer.config.length)
-    stage = FirstStage(
-        model, dec=tokenizer.special_tokens["[DEC]"], pad=tokenizer.special_tokens["[PAD]"]
-    )
+    ids, marks = as_bert(tokenizer, captions, model.qformer.config.length), tokenizer.special_tokens
+    stage = FirstStage(model, dec=marks["[DEC]"], pad=marks["[PAD]"])
     history = defaultdict(list)
 
     def loss(stage: FirstStage, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -199,29 +188,29 @@ def first_stage(
             history[name].append(value.item())
         return sum(parts.values())
 
-    fit(
-        stage,
-        minibatches(images, ids, batch_size=batch, seed=seed),
-        loss,
-        steps,
-        seed=seed,
-        **RATES | options,
-    )
+    batches = minibatches(images, ids, batch_size=batch, seed=seed)
+    fit(stage, batches, loss, steps, seed=seed, **RATES | options)
     return dict(history)
 
 
 def trained_parts(model: Blip2) -> nn.ModuleDict:
-    """What the stage trains that the model is in, as one module of the same weights: to write, and
-    to ``fill``.
-    """
-    heads = (
-        ("image_projection", "text_projection", "match_head", "head")
-        if model.match_head
-        else ("projection",)
-    )
+    """What the stage that the model is in trains, as one module of the same weights."""
+    names = ["qformer", "projection"]
+    if model.match_head is not None:
+        names = ["qformer", "image_projection", "text_projection", "match_head", "head"]
     return nn.ModuleDict(
-        {"norm": model.vision.norm} | {name: getattr(model, name) for name in ("qformer", *heads)}
+        {"norm": model.vision.norm} | {name: getattr(model, name) for name in names}
     )
+
+
+def save_trained_parts(
+    model: Blip2, folder: str | Path, tokenizer: BPETokenizer | None = None
+) -> None:
+    """Write ``trained_parts`` in half precision; tokenizer: of what the Q-Former reads."""
+    config = {"queries": model.qformer.config.queries} | QFORMER_SHAPE
+    if tokenizer:
+        config["vocab_size"] = tokenizer.vocab_size
+    save_toy(deepcopy(trained_parts(model)).half(), config, folder, tokenizer)
 
 
 def load_stage_one(
@@ -230,8 +219,8 @@ def load_stage_one(
     """The Q-Former of a folder between the frozen models, and the tokenizer of the texts that it
     reads.
     """
-    tokenizer = _tokenizer(folder)
-    made = Assistant.blip2(read_json(folder / "config.json")["queries"], seed, tokenizer.vocab_size)
+    tokenizer, config = load_tokenizer(folder), read_json(folder / "config.json")
+    made = Assistant.blip2(config["queries"], seed, tokenizer.vocab_size)
     fill(trained_parts(made.model), read_tensors(folder), Names())
     return made, tokenizer
 
@@ -244,20 +233,38 @@ def load_stage_two(folder: Path = FROZEN / "blip2") -> Assistant:
     return made
 
 
+@torch.no_grad()
 def own_captions(model: Blip2, tokenizer: BPETokenizer, images: Tensor) -> list[str]:
     """The greedy caption that the Q-Former itself says of each image (B, 3, 64, 64), by its head
     for ITG.
     """
     marks = tokenizer.special_tokens
     start = torch.full((len(images), 1), marks["[DEC]"])
-    with torch.no_grad():
-        new = generate(model.itg, start, 24, eos_id=marks["[SEP]"], image=model.vision(images))
-    return [tokenizer.decode([i for i in row if i not in marks.values()]) for row in new.tolist()]
+    new = generate(model.itg, start, 24, eos_id=marks["[SEP]"], image=model.vision(images))
+    return decode_rows(tokenizer, new, {*marks.values()})
+
+
+# Measures
+
+
+@dataclass
+class Interview:
+    """The turns that are asked of one scene, and what was said so far."""
+
+    number: int  # of the scene and its image
+    turns: list[Question]
+    messages: Turns
+
+    def ask(self, turn: int) -> None:
+        """Put the question of a turn after what was said; the first follows the image."""
+        text = self.turns[turn].text
+        content = text if turn else [IMAGE, {"type": "text", "text": text}]
+        self.messages.append({"role": "user", "content": content})
 
 
 def measure(
     assistant: Assistant,
-    found: Sequence[Scene],
+    scenes: Sequence[Scene],
     images: Tensor,
     *,
     held_out: bool = False,
@@ -266,30 +273,27 @@ def measure(
     """The share of right answers by kind, over one conversation, description and reasoning a scene,
     in several turns.
 
-    Every turn but the first is asked behind the assistant's own answers. "later turns": of those
+    Every turn but the first is asked after the assistant's own answers. "later turns": of those
     alone. ``held_out``: in the phrasings that no training shows.
     """
     rng = Random(f"measure {seed}")
     makers = instructions.conversation, instructions.description, instructions.reasoning
-    asked = [(i, make(scene, rng, held_out)) for i, scene in enumerate(found) for make in makers]
-    said: list[list[dict]] = [[] for _ in asked]
+    interviews = [
+        Interview(i, make(scene, rng, held_out), [])
+        for i, scene in enumerate(scenes)
+        for make in makers
+    ]
     right = defaultdict(list)
-    for turn in range(max(len(turns) for _, turns in asked)):
-        open_ = [j for j, (_, turns) in enumerate(asked) if len(turns) > turn]
-        for j in open_:
-            text = asked[j][1][turn].text
-            said[j].append(
-                {
-                    "role": "user",
-                    "content": text if turn else [IMAGE, {"type": "text", "text": text}],
-                }
-            )
-        answers = assistant.answer([said[j] for j in open_], images[[asked[j][0] for j in open_]])
-        for j, answer in zip(open_, answers, strict=True):
-            i, turns = asked[j]
-            said[j].append({"role": "assistant", "content": answer})
-            ok = instructions.accepts(turns[turn], answer, found[i])
-            right[turns[turn].kind].append(ok)
-            right["later turns" if turn else "first turns"].append(ok)
-            right["all"].append(ok)
+    for turn in range(max(len(interview.turns) for interview in interviews)):
+        going_on = [interview for interview in interviews if len(interview.turns) > turn]
+        for interview in going_on:
+            interview.ask(turn)
+        shown = images[[interview.number for interview in going_on]]
+        answers = assistant.answer([interview.messages for interview in going_on], shown)
+        for interview, answer in zip(going_on, answers, strict=True):
+            interview.messages.append({"role": "assistant", "content": answer})
+            question = interview.turns[turn]
+            ok = instructions.accepts(question, answer, scenes[interview.number])
+            for kind in (question.kind, "later turns" if turn else "first turns", "all"):
+                right[kind].append(ok)
     return {kind: sum(oks) / len(oks) for kind, oks in sorted(right.items())}

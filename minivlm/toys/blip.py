@@ -1,72 +1,75 @@
 """A small BLIP for scenes: its shape, its texts, its training, and the two workers of CapFilt.
 
-Used by notebook 06 and by tools/blip_ablations.py, capfilt.py and build_checkpoints.py.
+Used by notebook 06, by the experiments for its tables and by tools/build_checkpoints.py.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from minivlm.blip import LOSSES, SHARING, Blip, Marks, Pretraining, first
+from minivlm.blip import LOSSES, SHARING, Blip, Marks, MedConfig, Pretraining, first
 from minivlm.bpe import BPETokenizer
 from minivlm.parts.generation import generate
 from minivlm.parts.training import fit, minibatches
-from minivlm.pretrained import from_pretrained, save_pretrained
-from minivlm.pretrained.blip import build_blip
-from minivlm.pretrained.checkpoints import read_json
+from minivlm.pretrained.blip import publish_blip
 from minivlm.scenes import Scene, grammar, is_true
 from minivlm.scenes.grammar import Object
-from minivlm.scenes.pixels import vary_channels
-from minivlm.toys.common import BERT_MARKS, RATES, as_bert, mates
-from minivlm.vit import sincos_2d
+from minivlm.scenes.pixels import IMAGE_SIZE, pixels, vary_channels
+from minivlm.toys.common import (
+    BERT_MARKS,
+    RATES,
+    SPEAKER,
+    TOY_WIDTH,
+    as_bert,
+    batches_with_mates,
+    decode_rows,
+    image_map,
+    load_toy,
+    save_toy,
+    shrink_weights,
+    truth_table,
+)
+from minivlm.vit import ViTConfig
 
-WIDTH = 96
-QUEUE, MOMENTUM, RAMP = (
-    1024,
-    0.99,
-    100,
-)  # 57,600, 0.995 and two epochs in the paper, for millions of steps
-
-
-def toy_config(tokenizer: BPETokenizer) -> dict:
-    """A BLIP configuration of two thirds of a million parameters, in the published format."""
-    shape = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 6}
-    text = {
-        "vocab_size": tokenizer.vocab_size,
-        "max_position_embeddings": 32,
-        "intermediate_size": 2 * WIDTH,
-    }
-    text |= {
-        "bos_token_id": tokenizer.special_tokens["[DEC]"],
-        "sep_token_id": tokenizer.special_tokens["[SEP]"],
-    }
-    return {
-        "model_type": "blip",
-        "image_text_hidden_size": WIDTH,
-        "vision_config": shape
-        | {"image_size": 64, "patch_size": 16, "intermediate_size": 4 * WIDTH},
-        "text_config": shape | text,
-    }
+# 57,600, 0.995 and two epochs in the paper, for millions of steps.
+QUEUE, MOMENTUM, RAMP = 1024, 0.99, 100
 
 
-def start_small(model: Blip) -> None:
+def blip_configs(vocab_size: int) -> tuple[ViTConfig, MedConfig]:
+    """The image tower and the text transformer, two thirds of a million parameters."""
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    vision = ViTConfig(
+        size, patch=16, width=TOY_WIDTH, layers=2, heads=6, hidden=4 * TOY_WIDTH, eps=1e-5
+    )
+    text = MedConfig(
+        vocab_size,
+        length=32,
+        width=TOY_WIDTH,
+        layers=2,
+        heads=6,
+        hidden=2 * TOY_WIDTH,
+        memory=TOY_WIDTH,
+    )
+    return vision, text
+
+
+def start_blip(model: Blip) -> None:
     """Where the toy starts from: small weights, and positions large enough to be read in a short
     training.
 
-    Those of the patches are a map of the image (captioner.start_small), those of the words ten
-    times as large as the words.
+    Those of the patches are a map of the image, those of the words ten times as large as the words.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight is not model.encoder.words.weight:
-            module.weight *= 0.6
-    model.vision.positions[:, 1:] = F.pad(4 * sincos_2d(4, 4, 16, theta=10), (0, WIDTH - 16))
+    shrink_weights(model, model.encoder.words.weight)
+    with torch.no_grad():
+        model.vision.positions[:, 1:] = image_map(IMAGE_SIZE // 16, TOY_WIDTH)
     for med in (model.encoder, model.decoder):  # in this order, that a seed means the same weights
         nn.init.normal_(med.positions.weight, std=0.2)
 
@@ -77,20 +80,18 @@ class ToyBlip:
 
     model: Blip
     tokenizer: BPETokenizer
-    config: dict
 
     @classmethod
     def new(cls, texts: Sequence[str], seed: int = 0, *, sharing: str = SHARING[1]) -> "ToyBlip":
         """Untrained; the tokenizer is learned from the texts."""
         tokenizer = BPETokenizer.train(texts, vocab_size=400, special_tokens=BERT_MARKS)
-        config = toy_config(tokenizer)
+        configs = blip_configs(tokenizer.vocab_size)
         torch.manual_seed(seed)
-        model = build_blip(config)
-        if sharing != SHARING[1]:
-            model = Blip(model.vision.config, model.encoder.config, WIDTH, sharing=sharing)
-        with torch.no_grad():
-            start_small(model)
-        return cls(model, tokenizer, config)
+        model = Blip(*configs, TOY_WIDTH)
+        if sharing != SHARING[1]:  # drawn anew: a seed means the weights that the tables are of
+            model = Blip(*configs, TOY_WIDTH, sharing=sharing)
+        start_blip(model)
+        return cls(model, tokenizer)
 
     @property
     def marks(self) -> Marks:
@@ -99,12 +100,11 @@ class ToyBlip:
         return Marks(cls, enc, dec, pad)
 
     def texts(self, captions: Sequence[str]) -> Tensor:
-        """Captions -> (B, T) ids: [CLS], the words, [SEP], padding; a text with more tokens than
-        positions is cut.
+        """Captions -> (B, T) ids: [CLS], the words, [SEP], padding.
+
+        A text with more tokens than positions is cut.
         """
-        return as_bert(
-            self.tokenizer, captions, self.config["text_config"]["max_position_embeddings"]
-        )
+        return as_bert(self.tokenizer, captions, self.model.encoder.config.length)
 
     def train(
         self,
@@ -112,39 +112,52 @@ class ToyBlip:
         captions: Sequence[str],
         steps: int,
         *,
-        losses: Sequence[str] = LOSSES,
         batch: int = 64,
-        random_negatives: bool = False,
         alike: bool = False,
-        erased: float = 0.2,
         seed: int = 0,
-        **options,
+        **options: Any,
     ) -> dict[str, list[float]]:
-        """Fit to images (B, 3, 64, 64) and captions by the sum of some of the LOSSES; returns each
-        one's history.
+        """Fit to images (B, 3, 64, 64) and captions; returns the history of each loss.
 
-        ``alike`` makes every second batch one of captions that contradict each other (see
-        ``mates``). ``erased`` is the share of images that lose a colour channel
-        (``captioner.vary_channels``).
+        ``alike``: in every second batch, captions contradict each other (``mates``). Options:
+        those of ``learn``.
+        """
+        ids = self.texts(captions)
+        if alike:
+            batches = batches_with_mates(images, ids, captions, batch=batch, seed=seed)
+        else:
+            batches = minibatches(images, ids, batch_size=batch, seed=seed)
+        return self.learn(batches, steps, seed=seed, **options)
+
+    def learn(
+        self,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        steps: int,
+        *,
+        losses: Sequence[str] = LOSSES,
+        erased: float = 0.2,
+        random_negatives: bool = False,
+        seed: int = 0,
+        **options: Any,
+    ) -> dict[str, list[float]]:
+        """Fit to batches of images and ids by the sum of some of the LOSSES.
+
+        ``erased``: the share of images that lose a colour channel (``vary_channels``). Options:
+        those of ``fit``.
         """
         torch.manual_seed(seed)  # before the random queues
         pretraining = Pretraining(self.model, self.marks, queue=QUEUE, momentum=MOMENTUM, ramp=RAMP)
-        history = {name: [] for name in losses}
+        history: dict[str, list[float]] = {name: [] for name in losses}
 
         def loss(module: Pretraining, batch: tuple[Tensor, Tensor]) -> Tensor:
-            pictures = vary_channels(batch[0], erased)
-            parts = module(pictures, batch[1], losses, random_negatives=random_negatives)
+            seen = vary_channels(batch[0], erased)
+            parts = module(seen, batch[1], losses, random_negatives=random_negatives)
             for name, value in parts.items():
                 history[name].append(value.item())
             return sum(parts.values())
 
-        ids = self.texts(captions)
-        stream = minibatches(images, ids, batch_size=batch, seed=seed)
-        if alike:
-            near = minibatches(mates(captions), batch_size=batch // 2, seed=seed)
-            second = ((images[rows.flatten()], ids[rows.flatten()]) for (rows,) in near)
-            stream = chain.from_iterable(zip(stream, second, strict=True))  # both are endless
-        fit(pretraining, stream, loss, steps, seed=seed, **RATES | {"weight_decay": 0.1} | options)
+        options = RATES | {"weight_decay": 0.1} | options
+        fit(pretraining, batches, loss, steps, seed=seed, **options)
         self.model.eval()
         return history
 
@@ -157,51 +170,48 @@ class ToyBlip:
         generator: torch.Generator | None = None,
         rows: int = 500,
     ) -> list[str]:
-        """One caption an image, greedy or, with ``top_p``, drawn from the nucleus; special tokens
-        are left out.
+        """One caption an image (B, 3, 64, 64), ``rows`` at once.
+
+        Greedy or, with ``top_p``, drawn from the nucleus; special tokens are left out.
         """
-        end, special, said = (
-            self.tokenizer.special_tokens["[SEP]"],
-            {*self.tokenizer.special_tokens.values()},
-            [],
-        )
+        marks, said = self.tokenizer.special_tokens, []
         sampled = {"temperature": 1, "top_p": top_p, "generator": generator} if top_p else {}
         for part in images.split(rows):
             start = torch.full((len(part), 1), self.marks.dec)
-            image = self.model.vision(part)
-            new = generate(
-                self.model, start, 24, eos_id=end, use_cache=False, image=image, **sampled
-            )
-            said += [
-                self.tokenizer.decode([i for i in row if i not in special]) for row in new.tolist()
-            ]
+            inputs = {"image": self.model.vision(part), "use_cache": False}
+            new = generate(self.model, start, 24, eos_id=marks["[SEP]"], **inputs, **sampled)
+            said += decode_rows(self.tokenizer, new, {*marks.values()})
         return said
+
+    def caption(self, images: Sequence[Image.Image]) -> list[str]:
+        """One greedy caption a PIL image."""
+        return self.captions(pixels(images).to(self.model.vision.positions))
 
     @torch.no_grad()
     def matches(self, images: Tensor, captions: Sequence[str], rows: int = 1000) -> Tensor:
         """How likely each caption belongs to its image, by the matching head: (B,) in 0..1."""
-        ids, found = first(self.texts(captions), self.marks.enc), []
+        ids, likely = first(self.texts(captions), self.marks.enc), []
         for image, part in zip(images.split(rows), ids.split(rows), strict=True):
-            found.append(
-                self.model.match(image, part, (part != self.marks.pad).long()).softmax(dim=1)[:, 1]
-            )
-        return torch.cat(found)
+            logits = self.model.match(image, part, (part != self.marks.pad).long())
+            likely.append(logits.softmax(dim=1)[:, 1])
+        return torch.cat(likely)
 
     def save(self, folder: str | Path) -> None:
         """config.json, model.safetensors and tokenizer.json; the model must share as the paper
         does.
         """
-        save_pretrained(self.model, self.config, folder)
-        self.tokenizer.save(Path(folder) / "tokenizer.json")
+        config = publish_blip(self.model) | {SPEAKER: "blip"}
+        marks = self.tokenizer.special_tokens
+        config["text_config"] |= {"bos_token_id": marks["[DEC]"], "sep_token_id": marks["[SEP]"]}
+        save_toy(self.model, config, folder, self.tokenizer)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "ToyBlip":
+    def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> "ToyBlip":
         """Read what ``save`` wrote."""
-        model, tokenizer = (
-            from_pretrained(folder),
-            BPETokenizer.load(Path(folder) / "tokenizer.json"),
-        )
-        return cls(model, tokenizer, read_json(Path(folder) / "config.json"))
+        return cls(*load_toy(folder, dtype))
+
+
+# Captions with one wrong word
 
 
 def foils(scene: Scene, rng: Random) -> dict[str, tuple[str, str]]:
@@ -211,32 +221,42 @@ def foils(scene: Scene, rng: Random) -> dict[str, tuple[str, str]]:
     Kinds: "color", "shape" and "size" of an object, and the "relation" of two objects or the
     "count" of like ones.
     """
-    things, wrong = grammar.reading_order(scene.objects, scene.cell), {}
+    things = grammar.reading_order(scene.objects, scene.cell)
     if grammar.alike(things):
-        counts = [n for n in grammar.COUNTS if n != len(things)]
-
-        def say(things: Sequence[Object], count: int = len(things)) -> str:
-            return grammar.describe_en(things[0], count)
-
-        wrong["count"] = say(things, rng.choice(counts))
+        say, wrong = _count_foil(things, rng)
     else:
-        told = grammar.main_relations(*things, scene.cell)[0]
-
-        def say(things: Sequence[Object], relation: str = told) -> str:
-            return f"{grammar.describe_en(things[0])} {relation} {grammar.describe_en(things[1])}"
-
-        wrong["relation"] = say(things, grammar.OPPOSITE[told])
+        say, wrong = _relation_foil(things, scene.cell)
     one = rng.randrange(1 if grammar.alike(things) else 2)
-    for kind, values in {
-        "color": grammar.COLORS,
-        "shape": grammar.SHAPES,
-        "size": grammar.SIZES,
-    }.items():
+    looks = {"color": grammar.COLORS, "shape": grammar.SHAPES, "size": grammar.SIZES}
+    for kind, values in looks.items():
         value = rng.choice([v for v in values if v != getattr(things[one], kind)])
-        wrong[kind] = say(
-            [replace(t, **{kind: value}) if i == one else t for i, t in enumerate(things)]
-        )
+        changed = list(things)
+        changed[one] = replace(things[one], **{kind: value})
+        wrong[kind] = say(changed)
     return {kind: (say(things), text) for kind, text in wrong.items() if not is_true(text, scene)}
+
+
+Sayer = Callable[[Sequence[Object]], str]  # what a caption says of objects in reading order
+
+
+def _count_foil(things: Sequence[Object], rng: Random) -> tuple[Sayer, dict[str, str]]:
+    """How to say that there are so many of one kind, and the same with another number."""
+    other = rng.choice([n for n in grammar.COUNTS if n != len(things)])
+    say = lambda things: grammar.describe_en(things[0], len(things))
+    return say, {"count": grammar.describe_en(things[0], other)}
+
+
+def _relation_foil(things: Sequence[Object], cell: int) -> tuple[Sayer, dict[str, str]]:
+    """How to say where the first of two objects is, and the same with the opposite relation."""
+    relation = grammar.main_relations(*things, cell)[0]
+
+    def say(things: Sequence[Object], relation: str = relation) -> str:
+        return f"{grammar.describe_en(things[0])} {relation} {grammar.describe_en(things[1])}"
+
+    return say, {"relation": say(things, grammar.OPPOSITE[relation])}
+
+
+# Measures
 
 
 @torch.no_grad()
@@ -249,20 +269,17 @@ def retrieval(
     captions = [scene.caption for scene in scenes]
     ids, model = toy.texts(captions), toy.model
     cosine = model.encode_image(images) @ model.encode_text(ids, (ids != toy.marks.pad).long()).T
-    true = torch.tensor([[is_true(caption, scene) for caption in captions] for scene in scenes])
-    found = {}
-    for way, scores, right in (
-        ("image to text", cosine, true),
-        ("text to image", cosine.T, true.T),
-    ):
+    true, shares = truth_table(scenes, captions), {}
+    ways = {"image to text": (cosine, true), "text to image": (cosine.T, true.T)}
+    for way, (scores, right) in ways.items():
         best = scores.topk(among, dim=1).indices  # (N, among)
         asked, other = torch.arange(len(best)).repeat_interleave(among), best.flatten()
         image, text = (asked, other) if way == "image to text" else (other, asked)
         judged = toy.matches(images[image], [captions[i] for i in text.tolist()]).view_as(best)
         again = best.gather(1, judged.argmax(dim=1, keepdim=True))
         for name, choice in ((way, best[:, :1]), (f"{way}, re-ranked", again)):
-            found[name] = right.gather(1, choice).float().mean().item()
-    return found
+            shares[name] = right.gather(1, choice).float().mean().item()
+    return shares
 
 
 @torch.no_grad()
@@ -277,17 +294,19 @@ def judgements(
         for kind, (true, false) in foils(scene, rng).items():
             asked += [(kind, i, true, True), (kind, i, false, False)]
     said = toy.matches(images[[i for _, i, _, _ in asked]], [text for _, _, text, _ in asked]) > 0.5
-    right = [verdict == answer for verdict, (*_, answer) in zip(said.tolist(), asked, strict=True)]
-    kinds = sorted({kind for kind, *_ in asked})
-    by_kind = {
-        kind: [ok for ok, (k, *_) in zip(right, asked, strict=True) if k == kind] for kind in kinds
-    }
-    return {kind: sum(oks) / len(oks) for kind, oks in (by_kind | {"all": right}).items()}
+    right = defaultdict(list)
+    for (kind, _, _, answer), verdict in zip(asked, said.tolist(), strict=True):
+        right[kind].append(verdict == answer)
+    by_kind = dict(sorted(right.items())) | {"all": [ok for oks in right.values() for ok in oks]}
+    return {kind: sum(oks) / len(oks) for kind, oks in by_kind.items()}
 
 
 def told_truly(toy: ToyBlip, scenes: Sequence[Scene], images: Tensor) -> float:
     """Share of the greedy captions that are true of their scenes."""
     return sum(map(is_true, toy.captions(images), scenes)) / len(scenes)
+
+
+Pairs = list[tuple[int, str]]  # number of an image, caption
 
 
 def bootstrap(
@@ -297,10 +316,9 @@ def bootstrap(
     clean: tuple[Tensor, Sequence[str]],
     steps: int,
     seed: int = 0,
-    **options,
-) -> dict[str, list[tuple[int, str]]]:
-    """CapFilt (section 3.3) -> four data sets, as (number of an image, caption): "web", "F", "C",
-    "C+F".
+    **options: Any,
+) -> dict[str, Pairs]:
+    """CapFilt (section 3.3) -> four data sets: "web", "F", "C", "C+F".
 
     A captioner (LM) and a filter (ITC and ITM) are fine-tuned from ``base`` on the clean pairs,
     apart from each other. The captioner writes one caption for each image of the web, drawn from
@@ -311,14 +329,12 @@ def bootstrap(
     captioner.train(*clean, steps, losses=("lm",), seed=seed, **options)
     judge.train(*clean, steps, losses=("itc", "itm"), seed=seed, **options)
     written = captioner.captions(images, top_p=0.9, generator=torch.Generator().manual_seed(seed))
-    found, kept = {}, {}
-    for name, texts in (("web", web), ("written", written)):
-        found[name] = list(enumerate(texts))
-        matches = (judge.matches(images, texts) > 0.5).tolist()
-        kept[name] = [pair for pair, good in zip(found[name], matches, strict=True) if good]
-    return {
-        "web": found["web"],
-        "F": kept["web"],
-        "C": found["web"] + found["written"],
-        "C+F": kept["web"] + kept["written"],
-    }
+    crawled, written = list(enumerate(web)), list(enumerate(written))
+    kept, passed = (matching_pairs(judge, images, pairs) for pairs in (crawled, written))
+    return {"web": crawled, "F": kept, "C": crawled + written, "C+F": kept + passed}
+
+
+def matching_pairs(judge: ToyBlip, images: Tensor, pairs: Pairs) -> Pairs:
+    """The pairs, one an image, that the matching head lets through."""
+    matches = judge.matches(images, [caption for _, caption in pairs]) > 0.5
+    return [pair for pair, good in zip(pairs, matches.tolist(), strict=True) if good]

@@ -1,6 +1,6 @@
-"""The toy captioner: a small LLaVA, trained from scratch on scenes, that says what is in a picture.
+"""The toy captioner: a small LLaVA, trained from scratch on scenes, that says what is in an image.
 
-It puts the pieces together: tokenizer, image tower, projector, decoder, one training loop, greedy
+It puts the pieces together: tokenizer, image encoder, projector, decoder, one training loop, greedy
 decoding. A sequence is the image's placeholders, the caption and <|end|>; only the caption and
 <|end|> are learned.
 """
@@ -8,6 +8,7 @@ decoding. A sequence is the image's placeholders, the caption and <|end|>; only 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,100 +16,93 @@ from PIL import Image
 from torch import Tensor
 
 from minivlm.bpe import BPETokenizer
-from minivlm.llava import Llava
+from minivlm.clip import VisionConfig
+from minivlm.llava import Llava, LlavaConfig
+from minivlm.parts.decoder import DecoderConfig
 from minivlm.parts.generation import generate
 from minivlm.parts.training import fit, minibatches
-from minivlm.pretrained import from_pretrained, save_pretrained
-from minivlm.pretrained.checkpoints import read_json
-from minivlm.pretrained.llava import build_llava
+from minivlm.pretrained.llava import publish_llava
 from minivlm.scenes import Scene, sample
 from minivlm.scenes.pixels import IMAGE_SIZE, pixels, vary_channels
-from minivlm.toys.common import RATES
-from minivlm.vit import sincos_2d
+from minivlm.toys.common import (
+    RATES,
+    SPEAKER,
+    TOY_WIDTH,
+    decode_rows,
+    image_map,
+    load_toy,
+    pad_right,
+    save_toy,
+    shrink_weights,
+)
 
-SPECIAL = ("<|image|>", "<|end|>", "<|pad|>")
-PATCH, WIDTH = 16, 96
+CAPTIONER_MARKS = ("<|image|>", "<|end|>", "<|pad|>")
 SCENES, BATCH, STEPS = 8000, 128, 350  # 55 to 80 s on one core
-SMOOTHING = 0.1  # of the labels: the language model must not rule out a colour-shape pair that it never read
+# Of the labels: the language model must not rule out a colour-shape pair that it never read.
+SMOOTHING = 0.1
 
 
-def toy_config(tokenizer: BPETokenizer) -> dict:
-    """A LLaVA configuration of half a million parameters, in the published format."""
-    shape = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 6}
-    vision = {"model_type": "clip_vision_model", "image_size": IMAGE_SIZE, "patch_size": PATCH}
-    text = {
-        "model_type": "llama",
-        "vocab_size": tokenizer.vocab_size,
-        "num_key_value_heads": 6,
-        "rope_theta": 1e6,
-    }
-    return {
-        "model_type": "llava",
-        "architectures": ["LlavaForConditionalGeneration"],
-        "image_token_index": tokenizer.special_tokens["<|image|>"],
-        "vision_feature_layer": -1,
-        "vision_feature_select_strategy": "default",
-        "vision_config": vision | shape | {"intermediate_size": 4 * WIDTH},
-        "text_config": text | shape | {"intermediate_size": 2 * WIDTH},
-    }
-
-
-def start_small(model: Llava) -> None:
-    """Where the toy starts from: weights of 0.6 times the usual size, and positions that are a map
-    of the image.
-
-    Positions are learned, but they start as 2-D sin-cos, in a few of the features and large:
-    notebook 02, section 4.2, measures that positions which are small beside the pixels are not read
-    in a short training.
-    """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.weight *= 0.6
-    side = IMAGE_SIZE // PATCH
-    model.vision.positions[1:] = F.pad(4 * sincos_2d(side, side, 16, theta=10), (0, WIDTH - 16))
+def captioner_config(tokenizer: BPETokenizer) -> LlavaConfig:
+    """A LLaVA of half a million parameters."""
+    vision = VisionConfig(
+        IMAGE_SIZE, patch=16, width=TOY_WIDTH, layers=2, heads=6, hidden=4 * TOY_WIDTH
+    )
+    text = DecoderConfig(
+        tokenizer.vocab_size,
+        TOY_WIDTH,
+        layers=2,
+        heads=6,
+        kv_heads=6,
+        hidden=2 * TOY_WIDTH,
+        theta=1e6,
+    )
+    image = tokenizer.special_tokens["<|image|>"]
+    return LlavaConfig(vision, text, image_token_id=image, feature_layers=(-1,))
 
 
 @dataclass
 class Captioner:
     model: Llava
     tokenizer: BPETokenizer
-    config: dict
 
     @classmethod
     def new(cls, texts: Sequence[str], seed: int = 0) -> "Captioner":
         """An untrained captioner whose tokenizer is learned from the texts."""
-        tokenizer = BPETokenizer.train(texts, vocab_size=360, special_tokens=SPECIAL)
-        config = toy_config(tokenizer)
+        tokenizer = BPETokenizer.train(texts, vocab_size=360, special_tokens=CAPTIONER_MARKS)
         torch.manual_seed(seed)
-        model = build_llava(config)
+        model = Llava(captioner_config(tokenizer))
+        shrink_weights(model)
         with torch.no_grad():
-            start_small(model)
-        return cls(model, tokenizer, config)
+            model.vision.positions[1:] = image_map(IMAGE_SIZE // 16, TOY_WIDTH)
+        return cls(model, tokenizer)
+
+    def prompt(self, text: str = "") -> list[int]:
+        """The ids of an image's placeholders, and of what is said of it so far."""
+        image = self.model.image_token_id
+        return [image] * self.model.image_tokens + self.tokenizer.encode(text)
 
     def sequences(self, captions: Sequence[str]) -> Tensor:
         """Captions -> (B, T) ids: placeholders, caption, <|end|>, padding."""
-        image, end, pad = (self.tokenizer.special_tokens[name] for name in SPECIAL)
-        rows = [
-            [image] * self.model.image_tokens + self.tokenizer.encode(text) + [end]
-            for text in captions
-        ]
-        longest = max(map(len, rows))
-        return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+        _, end, pad = (self.tokenizer.special_tokens[name] for name in CAPTIONER_MARKS)
+        return pad_right([[*self.prompt(caption), end] for caption in captions], pad)
 
     def loss(self, model: Llava, batch: tuple[Tensor, Tensor], smoothing: float = 0.0) -> Tensor:
-        """Next-token cross-entropy of caption and <|end|>; batch is (ids (B, T), pixels (B, C, H,
-        W)).
+        """Next-token cross-entropy of caption and <|end|>.
+
+        batch: ids (B, T), pixel_values (B, C, H, W).
         """
         ids, pixel_values = batch
-        logits = model(ids, pixel_values)[
-            :, model.image_tokens - 1 : -1
-        ]  # what predicts each caption token
-        logits, targets = logits.flatten(0, 1), ids[:, model.image_tokens :].flatten()
-        pad = self.tokenizer.special_tokens["<|pad|>"]
-        return F.cross_entropy(logits, targets, ignore_index=pad, label_smoothing=smoothing)
+        before = model.image_tokens - 1  # the place that foretells the first token of the caption
+        logits, targets = model(ids, pixel_values)[:, before:-1], ids[:, before + 1 :]
+        return F.cross_entropy(
+            logits.flatten(0, 1),
+            targets.flatten(),
+            ignore_index=self.tokenizer.special_tokens["<|pad|>"],
+            label_smoothing=smoothing,
+        )
 
     def train(
-        self, scenes: Sequence[Scene], steps: int = STEPS, **options
+        self, scenes: Sequence[Scene], steps: int = STEPS, **options: Any
     ) -> dict[str, list[float]]:
         """Fit the model to the scenes' captions; returns the history of ``fit``."""
         ids = self.sequences([scene.caption for scene in scenes])
@@ -121,33 +115,26 @@ class Captioner:
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
         """One greedy caption an image."""
-        image, end, _ = (self.tokenizer.special_tokens[name] for name in SPECIAL)
-        device = next(self.model.parameters()).device
-        prompt = torch.full((len(images), self.model.image_tokens), image, device=device)
-        new = generate(self.model, prompt, 24, eos_id=end, pixel_values=pixels(images).to(device))
-        return [self.tokenizer.decode([i for i in row if i != end]) for row in new.tolist()]
+        end, weight = self.tokenizer.special_tokens["<|end|>"], self.model.decoder.norm.weight
+        prompts = torch.tensor([self.prompt()] * len(images), device=weight.device)
+        new = generate(self.model, prompts, 24, eos_id=end, pixel_values=pixels(images).to(weight))
+        return decode_rows(self.tokenizer, new, {end})
 
     def save(self, folder: str | Path) -> None:
-        """config.json, model.safetensors (both as published LLaVAs have them) and tokenizer.json."""
-        save_pretrained(self.model, self.config, folder)
-        self.tokenizer.save(Path(folder) / "tokenizer.json")
+        """config.json, model.safetensors (both as of published LLaVAs) and tokenizer.json."""
+        config = publish_llava(self.model) | {SPEAKER: "captioner"}
+        save_toy(self.model, config, folder, self.tokenizer)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Captioner":
+    def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> "Captioner":
         """Read what ``save`` wrote."""
-        model, tokenizer = (
-            from_pretrained(folder),
-            BPETokenizer.load(Path(folder) / "tokenizer.json"),
-        )
-        return cls(model, tokenizer, read_json(Path(folder) / "config.json"))
+        return cls(*load_toy(folder, dtype))
 
 
 def train_captioner(
-    scene_count: int = SCENES, steps: int = STEPS, seed: int = 0, **options
+    scene_count: int = SCENES, steps: int = STEPS, seed: int = 0, **options: Any
 ) -> tuple[Captioner, dict[str, list[float]]]:
-    """The captioner of ``python -m minivlm`` and its training history; the seed is that of its
-    first weights.
-    """
+    """The captioner of ``python -m minivlm`` and its history; seed: of its first weights."""
     scenes = sample(scene_count, seed=0)
     captioner = Captioner.new([scene.caption for scene in scenes], seed)
     return captioner, captioner.train(scenes, steps, **options)

@@ -1,15 +1,16 @@
-"""Train a small CLIP or SigLIP on scenes, on one process or many: the same numbers on any number.
+"""A small CLIP or SigLIP for scenes, trained on any number of processes to the same numbers.
 
 python -m minivlm.toys.clip                               one process
 torchrun --nproc-per-node 2 -m minivlm.toys.clip          two, with DistributedDataParallel
 
-torchrun --nproc-per-node 2 tools/check_distributed.py     compares a step with that of a single
-process
+torchrun --nproc-per-node 2 tools/check_distributed.py     compares a step with a single process
 """
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from math import log
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,57 +19,95 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minivlm import distributed
 from minivlm.bpe import BPETokenizer
-from minivlm.clip import Clip, Siglip
+from minivlm.clip import Clip, Siglip, TextConfig, VisionConfig, contrastive_loss
 from minivlm.parts.training import fit, minibatches
-from minivlm.pretrained.clip import build_clip, build_siglip
-from minivlm.scenes import sample
-from minivlm.scenes.pixels import pixels
-from minivlm.vit import sincos_2d
+from minivlm.scenes import Scene, sample
+from minivlm.scenes.pixels import pixels, vary_channels
+from minivlm.toys.common import (
+    RATES,
+    TOY_WIDTH,
+    batches_with_mates,
+    image_map,
+    pad_right,
+    truth_table,
+)
 
 END, PAD = "<|end|>", "<|pad|>"
+PUBLISHED_SETTINGS = {  # of every published checkpoint
+    "clip": {"eps": 1e-5, "act": "quick_gelu"},
+    "siglip": {"eps": 1e-6, "act": "gelu_pytorch_tanh"},
+}
 
 
-def toy_config(kind: str, tokenizer: BPETokenizer, length: int, layers: int = 2) -> dict:
-    """For scenes, in the published format: 64 x 64 pixels, patches of 16, width 96; ``layers`` of
-    the image tower.
-    """
-    shape = {
-        "hidden_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 6,
-        "intermediate_size": 192,
-    }
-    vision = shape | {"image_size": 64, "patch_size": 16, "num_hidden_layers": layers}
-    text = shape | {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": length}
-    text["eos_token_id"] = tokenizer.special_tokens[END]
-    return {"model_type": kind, "vision_config": vision, "text_config": text, "projection_dim": 96}
-
-
-def toy(kind: str, tokenizer: BPETokenizer, length: int, **options) -> Clip | Siglip:
-    """An untrained CLIP or SigLIP for scenes; options as for ``toy_config``."""
-    model = {"clip": build_clip, "siglip": build_siglip}[kind](
-        toy_config(kind, tokenizer, length, **options)
+def towers(
+    kind: str, tokenizer: BPETokenizer, length: int, layers: int = 2
+) -> tuple[VisionConfig, TextConfig]:
+    """For scenes of 64 x 64 pixels and texts of ``length`` tokens; layers: of the image tower."""
+    shape: dict[str, Any] = {"width": TOY_WIDTH, "heads": 6, "hidden": 2 * TOY_WIDTH}
+    shape |= PUBLISHED_SETTINGS[kind]
+    end = tokenizer.special_tokens[END]
+    return (
+        VisionConfig(64, patch=16, layers=layers, **shape),
+        TextConfig(tokenizer.vocab_size, length, layers=2, eos_id=end, **shape),
     )
-    with (
-        torch.no_grad()
-    ):  # positions of patches start as a large map of the image, as in captioner.start_small
-        model.vision.positions[-16:, :16] = 4 * sincos_2d(4, 4, 16, theta=10)
+
+
+def toy(kind: str, tokenizer: BPETokenizer, length: int, layers: int = 2) -> Clip | Siglip:
+    """An untrained CLIP or SigLIP for scenes; arguments as those of ``towers``."""
+    vision, text = towers(kind, tokenizer, length, layers)
+    # The scale of CLIP is the logarithm of 1 / 0.07, rounded as published.
+    model = Clip(vision, text, TOY_WIDTH, scale=2.6592) if kind == "clip" else Siglip(vision, text)
+    with torch.no_grad():  # of the class token and of the other features, positions are random
+        model.vision.positions[-16:, :16] = image_map(4)
     return model
 
 
-def sentences(texts: list[str], tokenizer: BPETokenizer, length: int = 0) -> Tensor:
-    """Texts -> (B, T) ids, each ended by <|end|> and padded on the right, to ``length`` or to the
-    longest.
-    """
+def sentences(texts: Sequence[str], tokenizer: BPETokenizer, length: int = 0) -> Tensor:
+    """Texts -> (B, T) ids, each ended by <|end|> and padded, to ``length`` or to the longest."""
     end, pad = tokenizer.special_tokens[END], tokenizer.special_tokens[PAD]
-    rows = [[*tokenizer.encode(text), end] for text in texts]
-    longest = length or max(map(len, rows))
-    return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+    return pad_right([[*tokenizer.encode(text), end] for text in texts], pad, length)
+
+
+def train_clip(
+    scenes: Sequence[Scene], steps: int, *, layers: int = 2, batch: int = 128, **options: Any
+) -> tuple[Clip, BPETokenizer]:
+    """A CLIP of the scenes and their captions; in every second batch each caption has its mate."""
+    images = pixels([scene.image for scene in scenes])
+    captions = [scene.caption for scene in scenes]
+    tokenizer = BPETokenizer.train(captions, vocab_size=400, special_tokens=(END, PAD))
+    ids = sentences(captions, tokenizer)
+    torch.manual_seed(0)
+    model = toy("clip", tokenizer, ids.shape[1], layers)
+
+    def loss(model: Clip, batch: tuple[Tensor, Tensor]) -> Tensor:
+        with torch.no_grad():
+            model.scale.clamp_(max=log(100))
+        image = model.encode_image(vary_channels(batch[0]))
+        return contrastive_loss(image, model.encode_text(batch[1]), model.scale)
+
+    batches = batches_with_mates(images, ids, captions, batch=batch)
+    fit(model, batches, loss, steps, **RATES | {"weight_decay": 0.1} | options)
+    return model, tokenizer
+
+
+@torch.no_grad()
+def recall_at_1(model: Clip, tokenizer: BPETokenizer, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Share of scenes whose likeliest caption is true, and of captions true of their scene."""
+    captions = [scene.caption for scene in scenes]
+    ids = sentences(captions, tokenizer, model.text.config.length)
+    image = model.encode_image(pixels([scene.image for scene in scenes]))
+    cosine, true = image @ model.encode_text(ids).T, truth_table(scenes, captions)
+    ways = {"image to text": (cosine, true), "text to image": (cosine.T, true.T)}
+    return {
+        way: right.gather(1, scores.argmax(dim=1, keepdim=True)).float().mean().item()
+        for way, (scores, right) in ways.items()
+    }
 
 
 class Features(nn.Module):
-    """Everything that a loss needs, from one forward: DistributedDataParallel sees only what passes
-    through it.
+    """Everything that a loss needs, from one forward.
+
+    DistributedDataParallel sees only what passes through it.
     """
 
     def __init__(self, model: Clip | Siglip):
@@ -77,13 +116,10 @@ class Features(nn.Module):
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor) -> tuple[Tensor, ...]:
         """-> unit vectors (b, D) of images and texts, scale and, for SigLIP, bias."""
-        pair = self.model.encode_image(pixel_values), self.model.encode_text(input_ids)
-        scalars = (
-            (self.model.scale, self.model.bias)
-            if isinstance(self.model, Siglip)
-            else (self.model.scale,)
-        )
-        return *pair, *scalars
+        model = self.model
+        vectors = model.encode_image(pixel_values), model.encode_text(input_ids)
+        bias = (model.bias,) if isinstance(model, Siglip) else ()
+        return *vectors, model.scale, *bias
 
 
 def own_share(batches: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
@@ -93,12 +129,34 @@ def own_share(batches: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, .
         yield tuple(tensor.chunk(world)[rank] for tensor in batch)
 
 
-LOSSES = {"clip": distributed.gathered_contrastive_loss, "siglip": distributed.rotated_sigmoid_loss}
+PARALLEL_LOSSES = {
+    "clip": distributed.gathered_contrastive_loss,
+    "siglip": distributed.rotated_sigmoid_loss,
+}
+
+
+def train_in_parallel(kind: str, batch: int, steps: int) -> float:
+    """Train on this process's share, a whole part of a batch (or ValueError); the last loss."""
+    if batch % dist.get_world_size():
+        raise ValueError(
+            f"a batch of {batch} does not divide over {dist.get_world_size()} processes"
+        )
+    scenes = sample(8000, seed=0)
+    texts = [scene.caption for scene in scenes]
+    tokenizer = BPETokenizer.train(texts, vocab_size=400, special_tokens=(END, PAD))
+    ids = sentences(texts, tokenizer)
+    batches = minibatches(pixels([scene.image for scene in scenes]), ids, batch_size=batch)
+    torch.manual_seed(0)
+    # Keep it in a variable of its own: tools/check_distributed.py says why.
+    parallel = DistributedDataParallel(Features(toy(kind, tokenizer, ids.shape[1])))
+    loss = PARALLEL_LOSSES[kind]
+    history = fit(parallel, own_share(batches), lambda model, batch: loss(*model(*batch)), steps)
+    return history["loss"][-1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small CLIP or SigLIP on scenes.")
-    parser.add_argument("--kind", choices=sorted(LOSSES), default="clip")
+    parser.add_argument("--kind", choices=sorted(PARALLEL_LOSSES), default="clip")
     parser.add_argument("--batch", type=int, default=128, help="pairs a step, over all processes")
     parser.add_argument("--steps", type=int, default=200)
     chosen = parser.parse_args()
@@ -107,23 +165,9 @@ def main() -> None:
         dist.init_process_group("gloo")
     else:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    if chosen.batch % dist.get_world_size():
-        raise ValueError(
-            f"a batch of {chosen.batch} does not divide over {dist.get_world_size()} processes"
-        )
-    scenes = sample(8000, seed=0)
-    texts = [scene.caption for scene in scenes]
-    tokenizer = BPETokenizer.train(texts, vocab_size=400, special_tokens=(END, PAD))
-    ids = sentences(texts, tokenizer)
-    batches = minibatches(pixels([scene.image for scene in scenes]), ids, batch_size=chosen.batch)
-    torch.manual_seed(0)
-    loss = LOSSES[chosen.kind]
-    parallel = DistributedDataParallel(
-        Features(toy(chosen.kind, tokenizer, ids.shape[1]))
-    )  # keep it: see the tool
-    history = fit(parallel, own_share(batches), lambda m, batch: loss(*m(*batch)), chosen.steps)
+    last = train_in_parallel(chosen.kind, chosen.batch, chosen.steps)
     if dist.get_rank() == 0:
-        print(f"last loss on this process: {history['loss'][-1]:.3f}")
+        print(f"last loss on this process: {last:.3f}")
     dist.destroy_process_group()
 
 

@@ -1,7 +1,7 @@
 """A small Qwen2-VL (or Qwen3-VL) for scenes of any size and for videos: trained on packed captions,
 and asked for some.
 
-Used by notebook 10 and by tools/qwen2_vl_ablations.py. A row is the picture or video, its caption
+Used by notebook 10 and by the experiments for its tables. A row is the image or video, its caption
 and <|end|>; only the caption and <|end|> are learned.
 """
 
@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,49 +19,35 @@ from torch import Tensor
 
 from minivlm.bpe import BPETokenizer
 from minivlm.multimodal import IGNORE, answer_loss
+from minivlm.parts.decoder import DecoderConfig
 from minivlm.parts.generation import generate
 from minivlm.parts.layers import Maybe
 from minivlm.parts.masks import causal, segments
-from minivlm.parts.rope import mrope_tables
 from minivlm.parts.training import fit
-from minivlm.pretrained import from_pretrained, save_pretrained
-from minivlm.pretrained.qwen2_vl import build_qwen
-from minivlm.qwen2_vision import preprocess_videos
-from minivlm.qwen2_vl import Qwen2VL, Qwen3VL, image_text
+from minivlm.pretrained.qwen2_vl import publish_qwen
+from minivlm.qwen2_vision import TowerConfig, preprocess_videos
+from minivlm.qwen2_vl import Qwen2VL, Qwen2VLConfig, Qwen3VL, image_text
 from minivlm.scenes import Scene, sample
 from minivlm.scenes.pixels import MEAN, STD
-from minivlm.toys.common import FROZEN, RATES
+from minivlm.toys.common import FROZEN, RATES, TOY_WIDTH, decode_rows, load_toy, save_toy
 
-SPECIAL = (
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<|end|>",
-    "<|pad|>",
-)
-WIDTH, PATCH = 96, 8
-LOOK = {
-    "patch": PATCH,
-    "min_pixels": 256,
-    "max_pixels": 10**6,
-    "mean": MEAN,
-    "std": STD,
-}  # sizes of scenes stay
-SHAPES = [
+VISION_MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+ANY_SIZE_MARKS = (*VISION_MARKS, "<|end|>", "<|pad|>")
+PATCH = 8
+GRIDS = [  # rows and columns of cells
     {"rows": r, "columns": c} for r, c in ((2, 2), (2, 4), (4, 2), (3, 3), (4, 4), (2, 6), (3, 5))
 ]
 VIDEOS = [{"frames": frames, "turns": turns} for frames in (6, 8) for turns in (0, 1)]
 LENGTH = 192  # tokens of a packed row
-Way = Callable[[Image.Image], Image.Image]  # what is done to a picture before it is seen
+Way = Callable[[Image.Image], Image.Image]  # what is done to an image before it is seen
 
 
 def mixed(n: int, seed: int, split: str, kinds: Sequence[dict]) -> list[Scene]:
     """n scenes in equal parts of several options of ``scenes.sample``, shuffled."""
     share = -(-n // len(kinds))
-    found = [scene for options in kinds for scene in sample(share, seed, split, **options)]
-    Random(seed).shuffle(found)
-    return found[:n]
+    scenes = [scene for options in kinds for scene in sample(share, seed, split, **options)]
+    Random(seed).shuffle(scenes)
+    return scenes[:n]
 
 
 def tells_motion(caption: str, scene: Scene) -> bool:
@@ -69,10 +56,10 @@ def tells_motion(caption: str, scene: Scene) -> bool:
 
 
 class FlatQwen2VL(Qwen2VL):
-    """The ablation: every token, of text or picture, has the next position, on all three axes (1-D
+    """The ablation: every token, of text or image, has the next position, on all three axes (1-D
     RoPE).
 
-    No published config.json says so: what ``Captioner.save`` writes of it is read back as a
+    No published config.json says so: what ``AnySizeCaptioner.save`` writes of it is read back as a
     Qwen2VL.
     """
 
@@ -89,47 +76,31 @@ class FlatQwen2VL(Qwen2VL):
         return ((mask.cumsum(1) - 1).clamp(min=0) * mask).expand_as(checked)
 
 
-def toy_config(kind: type[Qwen2VL], tokenizer: BPETokenizer, deep: Sequence[int] = ()) -> dict:
-    """About 800,000 parameters, in the published format; deep: DeepStack's blocks of a Qwen3-VL's
-    tower.
-    """
-    ids, new = tokenizer.special_tokens, issubclass(kind, Qwen3VL)
-    text = {
-        "hidden_size": WIDTH,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 6,
-    }
-    text |= {
-        "intermediate_size": 2 * WIDTH,
-        "vocab_size": tokenizer.vocab_size,
-        "head_dim": WIDTH // 6,
-    }
-    text |= {"rope_theta": 1e3, "rms_norm_eps": 1e-6}
-    text["rope_scaling"] = {"type": "mrope", "mrope_section": [2, 3, 3]}
-    vision = {"depth": 3, "num_heads": 6, "patch_size": PATCH, "intermediate_size": 2 * WIDTH}
-    vision |= {"embed_dim": WIDTH, "hidden_size": WIDTH, "mlp_ratio": 2}
-    if new:
-        text["rope_scaling"] = {
-            "rope_type": "default",
-            "mrope_interleaved": True,
-            "mrope_section": [4, 2, 2],
-        }
-        vision |= {
-            "out_hidden_size": WIDTH,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": list(deep),
-        }
-    found = {
-        "model_type": kind.kind,
-        "image_token_id": ids["<|image_pad|>"],
-        "video_token_id": ids["<|video_pad|>"],
-    }
-    return found | {"vision_config": vision} | ({"text_config": text} if new else text)
+def any_size_config(
+    kind: type[Qwen2VL], tokenizer: BPETokenizer, deep: Sequence[int] = ()
+) -> Qwen2VLConfig:
+    """About 800,000 parameters; deep: the blocks of a Qwen3-VL's tower that DeepStack reads."""
+    shape: dict[str, Any] = {"width": TOY_WIDTH, "layers": 3, "heads": 6, "hidden": 2 * TOY_WIDTH}
+    vision: dict[str, Any] = {"out": TOY_WIDTH, "patch": PATCH}
+    text: dict[str, Any] = {"kv_heads": 6, "theta": 1e3, "eps": 1e-6}
+    if issubclass(kind, Qwen3VL):
+        sections = (4, 2, 2)
+        vision |= {"act": "gelu_pytorch_tanh", "table": 8, "deep": tuple(deep)}
+        text |= {"head_dim": TOY_WIDTH // 6, "qk_norm": True}
+    else:
+        sections = (2, 3, 3)
+        text |= {"attention_bias": True, "out_bias": False}
+    return Qwen2VLConfig(
+        TowerConfig(**shape, **vision),
+        DecoderConfig(tokenizer.vocab_size, **shape, **text),
+        sections,
+        image_token_id=tokenizer.special_tokens["<|image_pad|>"],
+        video_token_id=tokenizer.special_tokens["<|video_pad|>"],
+    )
 
 
 @dataclass
-class Captioner:
+class AnySizeCaptioner:
     """A model and its tokenizer."""
 
     model: Qwen2VL
@@ -137,62 +108,60 @@ class Captioner:
 
     @classmethod
     def new(
-        cls, kind: type[Qwen2VL], texts: Sequence[str], seed: int = 0, **options
-    ) -> "Captioner":
-        """Untrained, with a tokenizer of the texts; options: those of ``toy_config``."""
-        tokenizer = BPETokenizer.train([f" {text}" for text in texts], 340, special_tokens=SPECIAL)
+        cls, kind: type[Qwen2VL], texts: Sequence[str], seed: int = 0, **options: Any
+    ) -> "AnySizeCaptioner":
+        """Untrained, with a tokenizer of the texts; options: those of ``any_size_config``."""
+        spoken = [f" {text}" for text in texts]
+        tokenizer = BPETokenizer.train(spoken, 340, special_tokens=ANY_SIZE_MARKS)
+        config = any_size_config(kind, tokenizer, **options)
         torch.manual_seed(seed)
-        return cls(build_qwen(kind, toy_config(kind, tokenizer, **options)), tokenizer)
+        return cls(kind(config), tokenizer)
 
     def row(self, scene: Scene, way: Way | None = None) -> dict:
-        """One scene: ids (T,), labels (T,), positions (3, T), values (N, C * T * P * P), grid (3,)."""
+        """One scene: ids, labels (T,), positions (3, T), values (N, C * T * P * P), grid (3,)."""
         frames = [way(image) if way else image for image in scene.frames or [scene.image]]
-        values, grid = preprocess_videos([frames], **LOOK)
-        name, key = ("video", "video_grid_thw") if scene.frames else ("image", "image_grid_thw")
-        prompt = self.tokenizer.encode(image_text(grid[0], f"<|{name}_pad|>"), SPECIAL)
-        said = [
-            *self.tokenizer.encode(f" {scene.caption}"),
-            self.tokenizer.special_tokens["<|end|>"],
-        ]
+        values, grid = preprocess_videos(
+            [frames], patch=PATCH, min_pixels=256, max_pixels=10**6, mean=MEAN, std=STD
+        )  # sizes of scenes stay
+        name = "video" if scene.frames else "image"
+        prompt = self.tokenizer.encode(image_text(grid[0], f"<|{name}_pad|>"), ANY_SIZE_MARKS)
+        end = self.tokenizer.special_tokens["<|end|>"]
+        said = [*self.tokenizer.encode(f" {scene.caption}"), end]
         ids = torch.tensor(prompt + said)
-        at = self.model.position_ids(ids[None], **{key: grid})[:, 0]
-        labels = torch.tensor([IGNORE] * len(prompt) + said)
-        return {"ids": ids, "labels": labels, "positions": at, "values": values, "grid": grid[0]}
+        positions = self.model.position_ids(ids[None], **{f"{name}_grid_thw": grid})[:, 0]
+        return {
+            "ids": ids,
+            "labels": torch.tensor([IGNORE] * len(prompt) + said),
+            "positions": positions,
+            "values": values,
+            "grid": grid[0],
+        }
 
     def pack(self, rows: Sequence[dict], length: int = LENGTH) -> dict[str, Tensor]:
-        """Rows behind each other, the longest first, each where it first fits into ``length``.
+        """Rows one after the other, the longest first, each where it first fits into ``length``.
 
-        -> ids, labels, segments (R, L), positions (3, R, L), and the pictures in this order. length
-        0: a row each.
+        -> ids, labels, segments (R, L), positions (3, R, L), and values and grids of the images in
+        this order. length 0: a row each.
         """
-        held: list[list[dict]] = []
-        for row in sorted(rows, key=lambda row: -len(row["ids"])):
-            room = (
-                others for others in held if sum(len(r["ids"]) for r in [*others, row]) <= length
-            )
-            place = next(room, None)
-            if place is None:
-                held.append(place := [])
-            place.append(row)
+        bins = first_fit(rows, length)
         fills = {
             "ids": self.tokenizer.special_tokens["<|pad|>"],
             "labels": IGNORE,
             "positions": 0,
             "segments": -1,
         }
-        longest = max(sum(len(row["ids"]) for row in others) for others in held)
-        batch = {name: [] for name in fills}
-        for others in held:
+        longest = max(sum(len(row["ids"]) for row in held) for held in bins)
+        batch: dict[str, list[Tensor]] = {name: [] for name in fills}
+        for held in bins:
             numbered = [
-                row | {"segments": torch.full_like(row["ids"], i)} for i, row in enumerate(others)
+                row | {"segments": torch.full_like(row["ids"], i)} for i, row in enumerate(held)
             ]
             for name, fill in fills.items():
                 joined = torch.cat([row[name] for row in numbered], dim=-1)
                 batch[name].append(F.pad(joined, (0, longest - joined.shape[-1]), value=fill))
-        pictures = [row for others in held for row in others]
         return {name: torch.stack(parts, dim=-2) for name, parts in batch.items()} | {
-            "values": torch.cat([row["values"] for row in pictures]),
-            "grids": torch.stack([row["grid"] for row in pictures]),
+            "values": torch.cat([row["values"] for held in bins for row in held]),
+            "grids": torch.stack([row["grid"] for held in bins for row in held]),
         }
 
     def loss(self, model: Qwen2VL, batch: dict[str, Tensor]) -> Tensor:
@@ -201,18 +170,16 @@ class Captioner:
         """
         c, ids = model.config, batch["ids"]
         kinds = [token for token in (c.image_token_id, c.video_token_id) if (ids == token).any()]
-        x, *deep = model.embed(ids, dict.fromkeys(kinds, (batch["values"], batch["grids"])))
-        mask = segments(batch["segments"]) & causal(
-            ids.shape[1]
-        )  # padding sees padding: no row of the mask is empty
-        rotary = mrope_tables(batch["positions"], model.axes, c.text.theta)
-        logits = model.decoder(embeds=x, mask=mask, rotary=rotary, add=deep)
-        return answer_loss(logits, batch["labels"])
+        x, deep = model.embed(ids, dict.fromkeys(kinds, (batch["values"], batch["grids"])))
+        # Padding sees padding: no row of the mask is empty.
+        mask = segments(batch["segments"]) & causal(ids.shape[1])
+        states = model.run(x, deep, batch["positions"], mask)
+        return answer_loss(model.decoder.head(states), batch["labels"])
 
     def batches(
         self, scenes: Sequence[Scene], size: int, seed: int = 0, way: Way | None = None
     ) -> Iterator[dict[str, Tensor]]:
-        """Endless batches of ``size`` scenes, packed; a picture is cut into patches when its turn
+        """Endless batches of ``size`` scenes, packed; an image is cut into patches when its turn
         comes.
         """
         rng = Random(seed)
@@ -229,55 +196,62 @@ class Captioner:
         batch: int = 64,
         seed: int = 0,
         way: Way | None = None,
-        **options,
+        **options: Any,
     ) -> dict[str, list[float]]:
         """Fit to the scenes' captions, images alone or videos alone; returns the history of
         ``fit``.
         """
-        return fit(
-            self.model,
-            self.batches(scenes, batch, seed, way),
-            self.loss,
-            steps,
-            seed=seed,
-            **RATES | {"weight_decay": 0.1} | options,
-        )
+        batches = self.batches(scenes, batch, seed, way)
+        options = RATES | {"weight_decay": 0.1} | options
+        return fit(self.model, batches, self.loss, steps, seed=seed, **options)
+
+    def prompts(self, rows: Sequence[dict]) -> dict[str, Tensor]:
+        """Rows of images alone or of videos alone, without captions -> what the model takes.
+
+        The padding is on the left.
+        """
+        pad, video = (self.tokenizer.special_tokens[name] for name in ("<|pad|>", "<|video_pad|>"))
+        texts = [row["ids"][row["labels"] == IGNORE] for row in rows]
+        longest = max(map(len, texts))
+        ids = torch.stack([F.pad(text, (longest - len(text), 0), value=pad) for text in texts])
+        names = ("pixel_values", "image_grid_thw")
+        if (ids == video).any():
+            names = ("pixel_values_videos", "video_grid_thw")
+        return {
+            "input_ids": ids,
+            "attention_mask": (ids != pad).long(),
+            names[0]: torch.cat([row["values"] for row in rows]),
+            names[1]: torch.stack([row["grid"] for row in rows]),
+        }
 
     @torch.no_grad()
     def caption(self, scenes: Sequence[Scene], way: Way | None = None, size: int = 50) -> list[str]:
         """The greedy caption of each scene, ``size`` at once."""
-        pad, end = (self.tokenizer.special_tokens[name] for name in ("<|pad|>", "<|end|>"))
-        said = []
+        end, said = self.tokenizer.special_tokens["<|end|>"], []
         for start in range(0, len(scenes), size):
             rows = [self.row(scene, way) for scene in scenes[start : start + size]]
-            prompts = [row["ids"][row["labels"] == IGNORE] for row in rows]
-            longest = max(map(len, prompts))
-            ids = torch.stack([F.pad(ids, (longest - len(ids), 0), value=pad) for ids in prompts])
-            given = (
-                torch.cat([row["values"] for row in rows]),
-                torch.stack([row["grid"] for row in rows]),
-            )
-            names = ("pixel_values", "image_grid_thw")
-            if scenes[start].frames:
-                names = ("pixel_values_videos", "video_grid_thw")
-            given = dict(zip(names, given, strict=True))
-            new = generate(
-                self.model.eval(), ids, 24, eos_id=end, attention_mask=(ids != pad).long(), **given
-            )
-            said += [
-                self.tokenizer.decode([i for i in row if i != end]).strip() for row in new.tolist()
-            ]
+            new = generate(self.model.eval(), max_new_tokens=24, eos_id=end, **self.prompts(rows))
+            said += [text.strip() for text in decode_rows(self.tokenizer, new, {end})]
         return said
 
     def save(self, folder: str | Path) -> None:
         """As a published checkpoint in half precision, and tokenizer.json."""
-        config = toy_config(
-            type(self.model), self.tokenizer, getattr(self.model.config.vision, "deep", ())
-        )
-        save_pretrained(deepcopy(self.model).half(), config, folder)
-        self.tokenizer.save(Path(folder) / "tokenizer.json")
+        save_toy(deepcopy(self.model).half(), publish_qwen(self.model), folder, self.tokenizer)
 
     @classmethod
-    def load(cls, folder: str | Path = FROZEN / "qwen2_vl") -> "Captioner":
+    def load(cls, folder: str | Path = FROZEN / "qwen2_vl") -> "AnySizeCaptioner":
         """Read what ``save`` wrote."""
-        return cls(from_pretrained(folder), BPETokenizer.load(Path(folder) / "tokenizer.json"))
+        return cls(*load_toy(folder))
+
+
+def first_fit(rows: Sequence[dict], length: int) -> list[list[dict]]:
+    """Rows in groups of at most ``length`` ids, the longest first, each where it first fits."""
+    bins: list[list[dict]] = []
+    for row in sorted(rows, key=lambda row: -len(row["ids"])):
+        room = (held for held in bins if sum(len(r["ids"]) for r in [*held, row]) <= length)
+        place = next(room, None)
+        if place is None:
+            bins.append([row])
+        else:
+            place.append(row)
+    return bins

@@ -1,7 +1,7 @@
 """A small Qwen-VL for scenes: made from the language model of data/checkpoints, trained in stages,
 asked and judged.
 
-Used by notebook 09 and by tools/qwen_vl_ablations.py and build_checkpoints.py.
+Used by notebook 09, by the experiments for its tables and by tools/build_checkpoints.py.
 """
 
 from collections import defaultdict
@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minivlm.boxes import TAGS
@@ -21,37 +21,45 @@ from minivlm.multimodal import answer_loss
 from minivlm.parts.decoder import Decoder
 from minivlm.parts.generation import generate
 from minivlm.parts.training import fit, minibatches
-from minivlm.pretrained import from_pretrained
-from minivlm.pretrained.checkpoints import Names, fill, read_json, read_tensors, write
+from minivlm.pretrained.checkpoints import Names, fill, read_json, read_tensors
 from minivlm.qwen_vl import (
-    OWN_NAMES,
+    QWEN_VL_NAMES,
     ImageTower,
     QwenProcessor,
     QwenVL,
+    number_images,
     packed_logits,
-    pictures,
-    train_stage,
+    train_qwen_vl_stage,
 )
 from minivlm.scenes import Scene
-from minivlm.scenes.pixels import vary_channels
+from minivlm.scenes.pixels import pixels, vary_channels
 from minivlm.scenes.questions import Question
-from minivlm.scenes.tasks import accepts, album, overlaps
-from minivlm.toys.common import FROZEN, RATES
-from minivlm.vit import sincos_2d
+from minivlm.scenes.tasks import album, is_solved, overlaps
+from minivlm.toys.common import (
+    FROZEN,
+    RATES,
+    TOY_WIDTH,
+    decode_rows,
+    image_map,
+    load_toy,
+    look_up_images,
+    save_toy,
+)
 
-TOWER = VisionConfig(64, patch=16, width=96, layers=3, heads=6, hidden=192, eps=1e-6, act="gelu")
-HEADS, LENGTH = 6, 400  # of the resampler; tokens of a packed row
-Maker = Callable[
-    [int, Random], dict
-]  # the number of a scene -> a row with that number in the place of its pixels
+TOWER = VisionConfig(
+    64, patch=16, width=TOY_WIDTH, layers=3, heads=6, hidden=2 * TOY_WIDTH, eps=1e-6, act="gelu"
+)
+HEADS = 6  # of the resampler
+LONGEST_ROW = 400  # tokens of a packed row
+RowMaker = Callable[[int, Random], dict]  # the number of a scene -> a row about its image
 
 
 def with_tags(folder: Path) -> tuple[BPETokenizer, Decoder]:
     """The language model of a folder, its marks under Qwen-VL's names and with a new row for each
     of the TAGS.
     """
-    old, trained = BPETokenizer.load(folder / "tokenizer.json"), from_pretrained(folder)
-    special = {OWN_NAMES.get(name, name): i for name, i in old.special_tokens.items()}
+    trained, old = load_toy(folder)
+    special = {QWEN_VL_NAMES.get(name, name): i for name, i in old.special_tokens.items()}
     special |= {tag: old.vocab_size + i for i, tag in enumerate(TAGS)}
     tokenizer = BPETokenizer(old.ranks, old.merges, old.pattern, special)
     decoder = Decoder(replace(trained.config, vocab_size=tokenizer.vocab_size))
@@ -76,85 +84,78 @@ class Pointer:
         """An untrained image tower and resampler before the language model of data/checkpoints.
 
         side, positions: those of the resampler. tower: what differs from TOWER, such as image_size,
-        the pixels that the tower's positions are for; they start as a map of the image, as in
-        captioner.start_small.
+        the pixels that the tower's positions are for.
         """
         torch.manual_seed(seed)
         tokenizer, decoder = with_tags(FROZEN / "decoder")
         vision, image = ImageTower(replace(TOWER, **tower)), tokenizer.special_tokens["<imgpad>"]
         with torch.no_grad():
-            table = 4 * sincos_2d(vision.side, vision.side, 16, theta=10)
-            vision.positions.copy_(F.pad(table, (0, TOWER.width - 16)))
+            vision.positions.copy_(image_map(vision.side, TOY_WIDTH))
         model = QwenVL(vision, decoder, token=image, heads=HEADS, side=side, positions=positions)
-        return cls(model.eval(), QwenProcessor(tokenizer, model.image_tokens, torch.tensor))
+        return cls(model.eval(), QwenProcessor(tokenizer, model.image_tokens, pixels))
 
-    def row(self, asked: Question, number: int, *, reply: bool = False) -> dict:
-        """``QwenProcessor.task`` with the number of the image in the place of its pixels."""
-        return self.processor.task(asked, number, reply=reply)
+    def row(self, question: Question, number: int, *, reply: bool = False) -> dict:
+        """``QwenProcessor.task`` about the image of this number."""
+        return self.processor.task(question.text, question.answer, number=number, reply=reply)
 
     def talk(
-        self, found: Sequence[Scene], numbers: Sequence[int], rng: Random, *, reply: bool = False
+        self, scenes: Sequence[Scene], numbers: Sequence[int], rng: Random, *, reply: bool = False
     ) -> tuple[list[tuple[int, Question]], dict]:
         """A conversation about the scenes of these numbers: what is asked, and the row.
 
         What is asked is a list of (place in ``numbers``, question). ``reply`` leaves out all
         answers, and all questions but the first.
         """
-        asked, said = album([found[i] for i in numbers], rng)
-        return asked, self.processor.prepare(
-            pictures(said[:1] if reply else said), numbers, reply=reply
-        )
+        asked, messages = album([scenes[i] for i in numbers], rng)
+        messages = number_images(messages[:1] if reply else messages)
+        return asked, self.processor.prepare(messages, numbers=numbers, reply=reply)
 
     def train(
         self,
-        make: Maker,
+        make: RowMaker,
         images: Tensor,
         steps: int,
         stage: int,
         *,
         batch: int = 64,
         seed: int = 0,
-        **options,
+        **options: Any,
     ) -> dict[str, list[float]]:
         """Fit what the stage trains to rows about images (B, 3, S, S), ``batch`` rows a step,
         packed.
 
         A row is made when its image's turn comes. Returns the history of ``fit``.
         """
-        train_stage(self.model, stage)
+        train_qwen_vl_stage(self.model, stage)
         rng = Random(f"rows {seed}")
 
         def batches() -> Iterator[dict]:
             for (drawn,) in minibatches(torch.arange(len(images)), batch_size=batch, seed=seed):
-                packed = self.processor.pack([make(i, rng) for i in drawn.tolist()], LENGTH)
-                yield packed | {"pixel_values": images[packed["pixel_values"]]}
+                packed = self.processor.pack([make(i, rng) for i in drawn.tolist()], LONGEST_ROW)
+                yield look_up_images(packed, images)
 
         def loss(model: QwenVL, batch: dict) -> Tensor:
-            seen = vary_channels(batch["pixel_values"])
-            return answer_loss(
-                packed_logits(model, batch | {"pixel_values": seen}), batch["labels"]
-            )
+            seen = {"pixel_values": vary_channels(batch["pixel_values"])}
+            return answer_loss(packed_logits(model, batch | seen), batch["labels"])
 
         return fit(self.model, batches(), loss, steps, seed=seed, **RATES | options)
 
     def answer(
         self, rows: Sequence[dict], images: Tensor, longest: int = 96, end: str = "<|endoftext|>"
     ) -> list[str]:
-        """The greedy answer behind each row that is made for a ``reply``, 128 at once."""
+        """The greedy answer to each row that is made for a ``reply``, 128 at once."""
         tokenizer, said = self.processor.tokenizer, []
+        stop = tokenizer.special_tokens[end]
         for start in range(0, len(rows), 128):
             batch = self.processor.collate(rows[start : start + 128], "left")
-            given = {
-                "attention_mask": batch["attention_mask"],
-                "pixel_values": images[batch["pixel_values"]],
-            }
-            stop = tokenizer.special_tokens[end]
-            new = generate(self.model, batch["input_ids"], longest, eos_id=stop, **given)
-            said += [tokenizer.decode([i for i in ids if i != stop]) for ids in new.tolist()]
+            batch = look_up_images(batch, images)
+            del batch["labels"]
+            new = generate(self.model, batch.pop("input_ids"), longest, eos_id=stop, **batch)
+            said += decode_rows(tokenizer, new, {stop})
         return said
 
     def measure(
-        self, asked: Sequence[tuple[int, Question]], found: Sequence[Scene], images: Tensor
+        self, asked: Sequence[tuple[int, Question]], scenes: Sequence[Scene], images: Tensor
     ) -> dict[str, float]:
         """Shares of right answers by kind; of boxes that were asked for also "IoU >= 0.5" and the
         "mean IoU".
@@ -163,9 +164,9 @@ class Pointer:
         should hold it.
         """
         answers = self.answer([self.row(question, i, reply=True) for i, question in asked], images)
-        shares = defaultdict(list)
+        shares: dict[str, list[float]] = defaultdict(list)
         for (i, question), answer in zip(asked, answers, strict=True):
-            shares[question.kind].append(accepts(question, answer, found[i]))
+            shares[question.kind].append(is_solved(question, answer, scenes[i]))
             if question.kind == "grounding":
                 shares["mean IoU"] += overlaps(question, answer)
         shares["IoU >= 0.5"] = [overlap >= 0.5 for overlap in shares["mean IoU"]]
@@ -176,8 +177,7 @@ class Pointer:
         resampler, tower = self.model.resampler, self.model.vision.config
         config = {"side": resampler.side, "positions": resampler.kind}
         config |= {"image_size": tower.image_size, "patch": tower.patch}
-        write(self.model, config, Names(), Path(folder))
-        self.processor.tokenizer.save(Path(folder) / "tokenizer.json")
+        save_toy(self.model, config, folder, self.processor.tokenizer)
 
     @classmethod
     def load(cls, folder: str | Path = FROZEN / "qwen_vl") -> "Pointer":

@@ -1,26 +1,57 @@
-"""The small VQ-VAE of notebook 03, trained on scenes."""
+"""The small VQ-VAE of notebook 03, trained on scenes, and its folder."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minivlm.parts.training import fit, minibatches
+from minivlm.pretrained.checkpoints import Names, fill, read_json, read_tensors
 from minivlm.scenes.drawing import BACKGROUND
+from minivlm.toys.common import FROZEN, save_toy
 from minivlm.vqvae import VQVAE, VQVAEConfig
 
 
 def train_vqvae(
-    images: Tensor, steps: int = 1500, *, seed: int = 0, kmeans_start: bool = False, **changes
+    images: Tensor, steps: int = 1500, *, seed: int = 0, kmeans_start: bool = False, **changes: Any
 ) -> tuple[VQVAE, dict[str, list[float]]]:
-    """Train on scenes (B, 3, H, W) in 0..1; returns model and history. ``changes`` are fields of
-    the configuration.
+    """Train on scenes (B, 3, H, W) in 0..1; returns model and history.
 
-    1,500 steps take 20 to 45 s on one core.
+    changes: fields of the configuration. 1,500 steps take 20 to 45 s on one core.
     """
-    options = {"mean": tuple(value / 255 for value in BACKGROUND), "variance": images.var().item()}
-    options |= {"decay": 0.95, "restart": 0.5}
+    options = {
+        "mean": tuple(value / 255 for value in BACKGROUND),
+        "variance": images.var().item(),
+        "decay": 0.95,
+        "restart": 0.5,
+    }
     torch.manual_seed(seed)
     model = VQVAE(VQVAEConfig(**options | changes))
     if kmeans_start:
         model.start_codes(images[:64], seed)
     batches = minibatches(images, batch_size=16, seed=seed)
     return model, fit(model, batches, lambda model, batch: model.loss(batch[0]), steps, seed=seed)
+
+
+def save_vqvae(model: VQVAE, folder: str | Path) -> None:
+    """config.json and model.safetensors: weights and codebook, not the state of a training."""
+    save_toy(model, asdict(model.config), folder)
+
+
+def load_vqvae(folder: str | Path = FROZEN / "vqvae") -> VQVAE:
+    """What ``save_vqvae`` wrote; ValueError for a missing, extra or misshapen tensor."""
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    fields = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
+    }
+    try:
+        model = VQVAE(VQVAEConfig(**fields))
+    except TypeError as error:
+        raise ValueError(f"{folder / 'config.json'} is no VQVAEConfig: {error}") from None
+    fill(model, read_tensors(folder), Names())
+    codebook = model.quantizer.codebook.requires_grad_(not model.config.ema)
+    model.quantizer.place(torch.arange(model.config.codes), codebook.detach().clone())
+    return model.eval()
