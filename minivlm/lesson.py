@@ -112,6 +112,24 @@ def unindented(code: str) -> str:
 # Exercises
 
 
+class Short(reprlib.Repr):
+    """Values in a line: long ones cut, large tensors by their shape, no addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 12
+        self.maxstring = self.maxlong = self.maxother = 80
+
+    def repr_instance(self, x: object, level: int) -> str:
+        if isinstance(x, Tensor) and x.numel() > self.maxlist:
+            return f"a {str(x.dtype).removeprefix('torch.')} tensor {tuple(x.shape)}"
+        text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(repr(x).split()))
+        return text if len(text) <= self.maxother else text[: self.maxother] + "…"
+
+
+SHORT = Short()
+
+
 def report(check: Callable[[Any], object], function: Any) -> None:
     """Run a check on a reader's function (or class) and print how it went, in one line."""
     print(f"{getattr(function, '__name__', 'your function')}: {verdict(check, function)}")
@@ -182,24 +200,6 @@ def codes_of(function: Any) -> set[CodeType]:
     thing = innermost(function)
     members = vars(thing).values() if inspect.isclass(thing) else [thing]
     return {member.__code__ for member in members if hasattr(member, "__code__")}
-
-
-class Short(reprlib.Repr):
-    """Values in a line: long ones cut, large tensors by their shape, no addresses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 12
-        self.maxstring = self.maxlong = self.maxother = 80
-
-    def repr_instance(self, x: object, level: int) -> str:
-        if isinstance(x, Tensor) and x.numel() > self.maxlist:
-            return f"a {str(x.dtype).removeprefix('torch.')} tensor {tuple(x.shape)}"
-        text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(repr(x).split()))
-        return text if len(text) <= self.maxother else text[: self.maxother] + "…"
-
-
-SHORT = Short()
 
 
 # Masks
