@@ -6,26 +6,53 @@ Both take --checkpoint FOLDER for another model.
 """
 
 import argparse
+import io
+import os
 import sys
+import tempfile
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from minivlm import scenes
+from minivlm.parts.training import default_device
+from minivlm.scenes.files import read_picture
 from minivlm.speaking import Speaker, open_checkpoint
 from minivlm.toys.captioner import Captioner, train_captioner
 from minivlm.toys.common import FROZEN
 
 CAPTIONER, ASSISTANT = Path("runs/captioner"), FROZEN / "llava"
+ROOM = 2**23  # bytes: more than the demo writes
 
 
-def demo() -> None:
+def complain(text: str) -> None:
+    """One line on stderr."""
+    print(printable(text), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what is no character to read: a terminal would obey some of it."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
+def demo() -> int:
     """Train, judge on both held-out splits, show, save."""
+    try:
+        check_device()
+        check_place(CAPTIONER)
+    except ValueError as error:
+        complain(str(error))
+        return 2
     # Sums depend on the number of threads: with one, a run repeats on the same machine.
     torch.set_num_threads(1)
     print("A vision-language model from scratch: image tower, projector, language model.")
@@ -36,11 +63,38 @@ def demo() -> None:
     seconds = time.perf_counter() - start
     print(f"{parameters:,} parameters, {len(history['loss'])} steps, {seconds:.0f} s\n")
     shown = judge(captioner, "test") + judge(captioner, "composition")
-    captioner.save(CAPTIONER)
-    save_figure(shown, CAPTIONER / "captions.png")
+    try:
+        captioner.save(CAPTIONER)
+        save_figure(shown, CAPTIONER / "captions.png")
+    except (OSError, SafetensorError) as error:
+        complain(f"the captioner is not saved in {CAPTIONER}: {error}")
+        return 1
     print(f"Figure: {CAPTIONER / 'captions.png'}    Checkpoint: {CAPTIONER}")
     print("Your own picture of flat shapes: python -m minivlm caption IMAGE...")
     print("How it works, from the first byte: jupyter lab notebooks/01_bpe_tokenizer.ipynb")
+    return 0
+
+
+def check_device() -> None:
+    """ValueError where there is no such device as training will use."""
+    try:
+        torch.zeros(1, device=default_device())
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"the device of MINIVLM_DEVICE cannot be used: {reason}") from None
+
+
+def check_place(folder: Path) -> None:
+    """Make the folder; ValueError where what is trained could not be saved there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for place in (folder.parent, folder):
+            with tempfile.TemporaryFile(dir=place) as probe:
+                probe.write(bytes(ROOM))
+                probe.flush()
+                os.fsync(probe.fileno())
+    except OSError as error:
+        raise ValueError(f"nothing can be saved in {folder}: {error}") from None
 
 
 MEANING = {  # of a split
@@ -101,8 +155,8 @@ def open_or_explain(folder: Path, remedy: str) -> Speaker | None:
     """The checkpoint, or a line on stderr that says why there is none."""
     try:
         return open_checkpoint(folder)
-    except ValueError as error:
-        print(f"no model to use ({error}){remedy}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        complain(f"no model to use ({error}){remedy}")
         return None
 
 
@@ -127,22 +181,31 @@ def ask_about(path: str, question: str, folder: Path | None = None) -> int:
 def attempt(path: str, speak: Callable[[Image.Image], str], label: str = "") -> bool:
     """Print what is said of a picture file, or one line on stderr; whether it went well."""
     try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        print(f"{path}: not a picture that can be read ({error})", file=sys.stderr)
+        image = read_picture(path)
+    except ValueError as error:
+        complain(str(error))
         return False
     try:
-        print(f"{label}{speak(image)}")
+        said = speak(image).strip()
+        if not said:
+            raise ValueError("the model's answer is empty")
     except ValueError as error:
-        print(f"{path}: {error}", file=sys.stderr)
+        complain(f"{path}: {error}")
         return False
+    print(printable(f"{label}{said}"))
     return True
+
+
+class Parser(argparse.ArgumentParser):
+    """One that says what is wrong without repeating control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def arguments_parser() -> argparse.ArgumentParser:
     about = __doc__.split("\n")[0].partition(": ")[2]
-    parser = argparse.ArgumentParser(prog="python -m minivlm", description=about)
+    parser = Parser(prog="python -m minivlm", description=about)
     commands = parser.add_subparsers(dest="command")
     caption = commands.add_parser(
         "caption", help="caption picture files with the captioner that was trained"
@@ -161,13 +224,30 @@ def arguments_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd files, which are read all the same
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a character, as for 红色
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        status = run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        complain("stopped")
+        return 130  # as shells count it: 128 and the number of the signal
+    except BrokenPipeError:  # who read the output has read enough, as in ``| head -1``
+        # What is still in the buffer would raise again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return status
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
     chosen = arguments_parser().parse_args(arguments)
     if chosen.command == "caption":
         return caption_files(chosen.images, chosen.checkpoint)
     if chosen.command == "ask":
         return ask_about(chosen.image, chosen.question, chosen.checkpoint)
-    demo()
-    return 0
+    return demo()
 
 
 if __name__ == "__main__":

@@ -58,8 +58,19 @@ def iou(a: Box, b: Box) -> float:
 
 
 def write_regions(parts: Sequence[str | Region]) -> str:
-    """Texts and regions -> one text. ValueError for a tag in a text, and for what is no box."""
-    return "".join(map(_write, parts))
+    """Texts and regions -> one text, of which ``read_regions`` makes the same regions.
+
+    ValueError for a tag in a text or across texts, for what is no box, and for a region without a
+    name that has no box or follows another region: its boxes would be read as the other's.
+    """
+    text = "".join(map(_write, parts))
+    meant, read = (
+        [(part.text, len(part.boxes)) for part in some if isinstance(part, Region)]
+        for some in (parts, read_regions(text))
+    )
+    if read != meant:
+        raise ValueError(f"the regions {meant} would be read as {read}: {text!r}")
+    return text
 
 
 def _write(part: str | Region) -> str:
@@ -73,7 +84,7 @@ def _write(part: str | Region) -> str:
 
 
 def _write_box(box: Box) -> str:
-    text = "({},{}),({},{})".format(*box)
+    text = "({},{}),({},{})".format(*box) if len(box) == 4 else str(box)
     _read_box(text)  # ValueError for what is no box
     return text
 

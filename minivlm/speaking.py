@@ -6,12 +6,12 @@ config.json says which one a folder holds. A published model is asked in the wor
 its tokenizer.json is read with the tokenizers library.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from minivlm.clip import CLIP_MEAN, CLIP_STD
@@ -130,18 +130,50 @@ class Published:
         self.folder, self.dtype = folder, dtype
         self.model = from_pretrained(folder, dtype)
         self.tokenizer = read_tokenizer(folder / "tokenizer.json")
-        config, file = read_json(folder / "config.json"), folder / "preprocessor_config.json"
-        self.settings = read_json(file) if file.exists() else {}
-        self.text = config.get("text_config", {})
-        self.side = config.get("vision_config", {}).get("image_size", self.side)
+        config = read_json(folder / "config.json")
+        self.text = config.get("text_config") or {}
+        self.side = (config.get("vision_config") or {}).get("image_size", self.side)
+        self.settings = read_image_settings(folder)
 
     def pixel_values(self, image: Image.Image) -> Tensor:
-        """Made as large as the model sees it, and normalised: (1, 3, H, W)."""
-        square, settings = (self.side, self.side), self.settings
+        """As the folder's image processor makes them: resized, cropped, normalised (1, 3, H, W)."""
+        settings, image = self.settings, as_rgb(image)
+        if settings.get("do_pad") and settings.get("image_processor_type") in PADDING:
+            image = _pad_to_square(image, self._mean())
+        if settings.get("do_resize", True):
+            size = self._resized(image.size)
+            image = image.resize(size, settings.get("resample", Image.Resampling.BICUBIC))
         if settings.get("do_center_crop", self.crop):
-            image = ImageOps.fit(as_rgb(image), square, Image.Resampling.BICUBIC)
-        mean, std = settings.get("image_mean", CLIP_MEAN), settings.get("image_std", CLIP_STD)
-        return to_pixels([image], square, mean=mean, std=std).to(self.dtype)
+            size = _width_and_height("crop_size", settings.get("crop_size", self.side))
+            image = _crop_middle(image, size)
+        mean, std = self._normalisation()
+        return to_pixels([image], mean=mean, std=std).to(self.dtype)
+
+    def _normalisation(self) -> tuple[list[float], list[float]]:
+        """Mean and std as ``to_pixels`` takes them, which makes (bytes / 255 - mean) / std.
+
+        Published settings make (bytes * factor - mean) / std, and may leave out either step.
+        """
+        mean, std = self._mean(), _three(self.settings.get("image_std", CLIP_STD))
+        if not self.settings.get("do_normalize", True):
+            mean, std = [0.0] * 3, [1.0] * 3
+        factor = self.settings.get("rescale_factor", 1 / 255)
+        scale = 255 * factor if self.settings.get("do_rescale", True) else 255
+        return [value / scale for value in mean], [value / scale for value in std]
+
+    def _mean(self) -> list[float]:
+        return _three(self.settings.get("image_mean", CLIP_MEAN))
+
+    def _resized(self, old: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) after the resize; old: before it."""
+        said = self.settings.get("size", self.side)
+        if isinstance(said, int) and self.crop:  # of a family that crops, the shorter side
+            said = {"shortest_edge": said}
+        if not isinstance(said, dict) or "shortest_edge" not in said:
+            return _width_and_height("size", said)
+        short, _ = _width_and_height("size", said["shortest_edge"])
+        long = int(short * max(old) / min(old))
+        return (short, long) if old[0] <= old[1] else (long, short)
 
     def refuse_special_tokens(self, text: str) -> None:
         """ValueError for a text that contains one."""
@@ -229,6 +261,53 @@ def read_tokenizer(path: Path) -> Any:
         raise ValueError(f"{path} is no tokenizer that can be read: {error}") from None
 
 
+PADDING = ("LlavaImageProcessor", "LlavaImageProcessorFast")  # others pad to the batch's largest
+
+
+def read_image_settings(folder: Path) -> dict[str, Any]:
+    """What the folder says of its images: in processor_config.json, under "image_processor" or, in
+    older folders, in preprocessor_config.json.
+    """
+    new, old = folder / "processor_config.json", folder / "preprocessor_config.json"
+    settings = read_json(new).get("image_processor") if new.exists() else None
+    if settings is None:
+        settings = read_json(old) if old.exists() else {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"{new}: image_processor must be an object, not {settings!r}")
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _three(values: float | Sequence[float]) -> list[float]:
+    """A number for each channel; ValueError for what is none."""
+    three = [values] * 3 if isinstance(values, int | float) else values
+    if len(three) != 3 or not all(isinstance(value, int | float) for value in three):
+        raise ValueError(f"not a number for each of three channels: {values!r}")
+    return [float(value) for value in three]
+
+
+def _width_and_height(key: str, said: Any) -> tuple[int, int]:
+    """A size of the settings, a number or an object; ValueError for what is none."""
+    given = said if isinstance(said, dict) else {"width": said, "height": said}
+    sides: list[Any] = [given.get("width"), given.get("height")]
+    if not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"{key} = {said!r} is no size of an image")
+    return sides[0], sides[1]
+
+
+def _pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """The image in the middle of a square of the mean's colour."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(value * 255) for value in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def _crop_middle(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The middle, ``size`` (width, height) large; black where the image is smaller."""
+    left, top = (image.width - size[0]) // 2, (image.height - size[1]) // 2
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
 Open = Callable[[Path, torch.dtype], Speaker]
 OWN: dict[str, Open] = {  # what ``save`` wrote under the key SPEAKER
     "assistant": OwnAssistant,
@@ -253,9 +332,9 @@ def open_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32) -> S
         raise ValueError(f"no checkpoint folder {str(folder)!r}")
     config = read_json(folder / "config.json")
     own, kind = config.get(SPEAKER), config.get("model_type")
-    if own is not None and own not in OWN:
+    if own is not None and own not in list(OWN):
         raise ValueError(f"config.json: {SPEAKER} = {own!r} is unknown; known: {sorted(OWN)}")
-    if kind not in PUBLISHED:
+    if kind not in list(PUBLISHED):
         raise ValueError(
             f"a checkpoint of model_type {kind!r} writes no text; {', '.join(PUBLISHED)} do"
         )

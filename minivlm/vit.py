@@ -26,7 +26,7 @@ def to_pixels(
     """PIL images of any mode -> pixel_values (B, 3, H, W) = (bytes / 255 - mean) / std.
 
     ``size`` (H, W) resizes them, bicubic. A camera's EXIF turn is undone, transparency is laid on
-    white, one channel becomes three.
+    white, one channel becomes three: ``as_rgb``.
     """
     if not images:
         raise ValueError("no image given")
@@ -40,16 +40,23 @@ def to_pixels(
     return ((pixels / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image, upright and as three channels of 8 bits."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):  # floats in 0..1, or 16 bits a pixel
-        full = 1 if image.mode == "F" else 65535
-        image = Image.fromarray((np.asarray(image) / full * 255).clip(0, 255).astype(np.uint8))
+def as_rgb(image: Image.Image, paper: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """Any PIL image, upright and as three channels of 8 bits: Pillow's conversion, on ``paper``.
+
+    What Pillow would cut off keeps its range: floats within 0..1, and 16-bit grey above 255.
+    ValueError for a picture, or EXIF data, that cannot be read.
+    """
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:  # broken files raise anything: Pillow has no class of its own for it
+        raise ValueError(f"the picture or its EXIF data cannot be read: {error!r}") from error
+    if image.mode == "F" and np.all(abs(np.asarray(image) - 0.5) <= 0.5):
+        image = Image.fromarray(np.rint(np.asarray(image) * 255).astype(np.uint8))
+    if image.mode.startswith("I;16") and np.max(np.asarray(image)) > 255:
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = image.convert("LA" if image.mode == "La" else image.mode).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, paper), image)
     return image.convert("RGB")
 
 

@@ -213,3 +213,13 @@ def test_probes_hold_as_many_yes_as_no_and_each_is_right(many):
                 )
                 assert (probe.answer == "yes") == there, probe
         assert facts
+
+
+@pytest.mark.parametrize(
+    "mark", ["", ".", "。", "..", "。.", ".。", "。。", " .", ". .", "...", "!", ".\n."]
+)
+def test_one_mark_may_end_a_sentence_and_no_more(mark):
+    scene = next(s for s in scenes.sample(50, 0) if len(s.objects) == 1)
+    right = mark in ("", ".", "。")
+    assert scenes.is_true(scene.captions[0] + mark, scene) is right
+    assert scenes.is_true(f"  {scene.captions[0]}{mark}\n", scene) is right

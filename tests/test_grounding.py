@@ -1,11 +1,14 @@
 """Boxes as text, and the tasks that ask for them: written, read back, judged, or refused."""
 
+import re
+import time
+from itertools import permutations
 from random import Random
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 
@@ -397,3 +400,76 @@ def test_a_conversation_about_several_images_says_which_one_it_asks_about():
         assert is_solved(turn, answer["content"], found[number])
     ((_, turn),), said = tasks.album(found[:1], Random(0), turns=1)
     assert said == instructions.messages([turn], image)
+
+
+# Parts that would be read otherwise
+
+fragments = st.sampled_from(
+    ["", "<", "<box", ">", "box>", "<re", "f>", "</", "(1,2),(3,4)", "</box", "a star", "ref>"]
+)
+loose_regions = st.builds(Region, fragments, box_lists)
+
+
+@given(st.lists(st.one_of(fragments, loose_regions), max_size=8))
+@settings(max_examples=1000)
+def test_any_parts_come_back_or_are_refused(parts):
+    """Texts side by side may come back as one; no text becomes a box, no box changes its name."""
+    try:
+        text = write_regions(parts)
+    except ValueError:
+        return
+    back = read_regions(text)
+    kept = [part for part in parts if isinstance(part, Region)]
+    assert [part for part in back if isinstance(part, Region)] == kept
+    texts = "".join(part if isinstance(part, str) else "|" for part in parts)
+    assert "".join(part if isinstance(part, str) else "|" for part in back) == texts
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["<box", ">(1,2),(3,4)</box>"],
+        ["<re", "f>a star</ref>"],
+        [Region("a", ((1, 2, 3, 4),)), "<", "", "box>(1,2),(3,4)</box>"],
+        [Region("a"), Region("", ((1, 2, 3, 4),))],
+        ["a", Region()],
+    ],
+)
+def test_parts_that_would_be_read_otherwise_are_refused(parts):
+    with pytest.raises(ValueError):
+        write_regions(parts)
+
+
+@pytest.mark.parametrize("box", [(1, 2, 3, 4, 5), (1, 2, 3), ()])
+def test_a_box_has_four_numbers(box):
+    with pytest.raises(ValueError, match=re.escape(str(box))):
+        write_regions([Region("a star", (box,))])
+
+
+gains = st.integers(0, 5).flatmap(
+    lambda n: st.lists(
+        st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.7, 1.0]), min_size=n, max_size=n),
+        min_size=n,
+        max_size=n,
+    )
+)
+
+
+@given(gains)
+def test_the_assignment_is_the_best_of_all_permutations(table):
+    columns = tasks.best_assignment(table)
+    assert sorted(columns) == list(range(len(table)))
+    best = max(
+        sum(row[column] for row, column in zip(table, order, strict=True))
+        for order in permutations(range(len(table)))
+    )
+    got = sum(row[column] for row, column in zip(table, columns, strict=True))
+    assert got == pytest.approx(best)
+
+
+def test_sixty_boxes_are_paired_at_once():
+    many = tuple((10 * i, 5, 10 * i + 9, 20) for i in range(60))
+    task = Question("where?", (write_regions([Region(boxes=many)]),), "grounding")
+    start = time.perf_counter()
+    assert overlaps(task, write_regions([Region(boxes=many[::-1])])) == [1.0] * 60
+    assert time.perf_counter() - start < 5

@@ -462,3 +462,13 @@ def test_one_template_serves_the_listing_and_the_image():
         assert tokenizer.decode(learned[0]) == "".join(f"{turn.answer}<|im_end|>" for turn in turns)
         first = tokenizer.encode(turns[0].text)
         assert all(str(first)[1:-1] in str(row["input_ids"][0].tolist()) for row in (read, seen))
+
+
+def test_an_answer_ends_with_one_mark_at_most():
+    for scene in scenes.sample(20, 0):
+        turns = [instructions.description(scene, Random(0))[0], *scene.questions]
+        turns += instructions.reasoning(scene, Random(0), turns=9)
+        for turn in turns:
+            assert accepts(turn, turn.answer + ".", scene)
+            for marks in ("..", "。.", ".。", ". ."):
+                assert not accepts(turn, turn.answer + marks, scene), turn

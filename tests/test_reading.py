@@ -35,3 +35,10 @@ def test_noise_is_unreadable_and_paper_is_empty():
 def test_an_image_off_the_grid_is_refused():
     with pytest.raises(ValueError, match="60 x 64"):
         read_objects(Image.new("RGB", (60, 64)))
+
+
+def test_a_transparent_image_is_read_on_its_paper():
+    for scene in scenes.sample(10, 5):
+        clear = np.asarray(scene.image.convert("RGBA")).copy()
+        clear[(clear[..., :3] == drawing.BACKGROUND).all(axis=-1)] = 0
+        assert set(read_objects(Image.fromarray(clear))) == set(scene.objects)

@@ -1,6 +1,7 @@
 """The dataset: rendering, splits, files on disk."""
 
 import itertools
+import json
 import time
 from dataclasses import replace
 
@@ -229,3 +230,74 @@ def test_save_and_load_give_the_same_scenes(tmp_path):
 def test_bad_arguments_are_refused_by_name(call, names):
     with pytest.raises(ValueError, match=names):
         call()
+
+
+@pytest.mark.parametrize(
+    "call, names",
+    [
+        (lambda: scenes.sample(float("inf"), 0), "inf"),
+        (lambda: scenes.sample(2.5, 0), r"2\.5"),
+        (lambda: scenes.sample(1, 0, frames=float("inf"), turns=float("inf")), "frames .* inf"),
+        (lambda: scenes.sample(1, 0, rows=4.0), r"rows .* 4\.0"),
+    ],
+)
+def test_only_whole_numbers_are_counts(call, names):
+    with pytest.raises(ValueError, match=names):
+        call()
+
+
+GOOD = {
+    "file_name": "a.png", "caption": "a small red circle", "caption_zh": "一个", "cell": 16,
+    "objects": [{"shape": "circle", "color": "red", "size": "small", "box": [1, 2, 10, 11]}],
+}  # fmt: skip
+
+
+def stored(folder, lines) -> None:
+    split = folder / "val"
+    split.mkdir()
+    Image.new("RGB", (64, 64)).save(split / "a.png")
+    (folder / "outside.png").write_bytes((split / "a.png").read_bytes())
+    (split / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_a_caption_may_hold_any_character(tmp_path):
+    captions = ["a\u2028b", "a\x85b", "a\x1cb"]
+    rows = [json.dumps(GOOD | {"caption": text}, ensure_ascii=False) for text in captions]
+    stored(tmp_path, [*rows, ""])
+    assert [scene.caption for scene in scenes.load("val", tmp_path)] == captions
+
+
+def with_object(**changes) -> str:
+    return json.dumps(GOOD | {"objects": [GOOD["objects"][0] | changes]})
+
+
+@pytest.mark.parametrize(
+    "line, names",
+    [
+        ("{", "line 2"),
+        ("[1]", r"line 2: no JSON object: \[1\]"),
+        ("[" * 100_000, "line 2"),
+        ("{}", "line 2: no 'file_name'"),
+        (json.dumps(GOOD | {"caption": 7}), "line 2: caption = 7"),
+        (json.dumps(GOOD | {"cell": 0}), "line 2: cell = 0"),
+        (json.dumps(GOOD | {"objects": []}), r"line 2: objects = \[\]"),
+        (json.dumps(GOOD | {"objects": ["star"]}), "line 2: .*'star'"),
+        (with_object(color="pink"), "line 2: color = 'pink'"),
+        (with_object(shape=[]), r"line 2: shape = \[\]"),
+        (with_object(box=[1, 2, 3, 4, 5]), r"line 2: box = \[1, 2, 3, 4, 5\]"),
+        (with_object(box=[1, 2, 1, 4]), r"line 2: box = \[1, 2, 1, 4\]"),
+        (with_object(motion="up"), "line 2: motion = 'up'"),
+        (with_object(weight=3), "line 2: .*weight"),
+        (json.dumps(GOOD | {"file_name": "none.png"}), "line 2: .*none.png"),
+        (json.dumps(GOOD | {"file_name": "metadata.jsonl"}), "line 2: .*not a picture"),
+        (json.dumps(GOOD | {"file_name": "../outside.png"}), r"line 2: .*'\.\./outside\.png'"),
+        (json.dumps(GOOD | {"file_name": "a/../../outside.png"}), "leads out of the folder"),
+        (json.dumps(GOOD | {"file_name": "/etc/hostname"}), "'/etc/hostname' leads out"),
+        (json.dumps(GOOD | {"file_name": "..\\\\outside.png"}), "leads out"),
+        (json.dumps(GOOD | {"file_name": "C:\\\\a.png"}), "leads out"),
+    ],
+)
+def test_a_broken_line_of_metadata_is_named(tmp_path, line, names):
+    stored(tmp_path, [json.dumps(GOOD), line])
+    with pytest.raises(ValueError, match=names):
+        scenes.load("val", tmp_path)

@@ -4,8 +4,10 @@ say why not.
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     Blip2Config,
@@ -18,6 +20,9 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from minivlm import __main__ as command
 from minivlm import scenes, speaking
@@ -27,7 +32,6 @@ from minivlm.speaking import open_checkpoint
 from minivlm.toys.blip import ToyBlip
 from minivlm.toys.captioner import Captioner
 from minivlm.toys.common import FROZEN, SPEAKER
-from minivlm.vit import to_pixels
 
 WORDS = ["<s>", "</s>", "<image>", "[unk]", "USER", ":", "ASSISTANT", "Question", "Answer"]
 WORDS += ["what", "is", "this", "?", "Describe", "the", "image", "."]
@@ -81,10 +85,13 @@ def randomise(model):
 
 
 def pixels(crop: bool) -> torch.Tensor:
-    image = (
-        PICTURE.crop((8, 0, 32, 24)) if crop else PICTURE
-    )  # the middle square, before it is made smaller
-    return to_pixels([image], (16, 16), mean=speaking.CLIP_MEAN, std=speaking.CLIP_STD)
+    """As transformers makes them: the shorter side to 16 and then the middle, or both sides."""
+    if crop:
+        kind, size = CLIPImageProcessorPil, {"shortest_edge": 16}
+        processor = kind(size=size, crop_size={"height": 16, "width": 16})
+    else:
+        processor = BlipImageProcessorPil(size={"height": 16, "width": 16})
+    return processor(PICTURE, return_tensors="pt")["pixel_values"]
 
 
 def said(tokenizer: Tokenizer, ids: torch.Tensor) -> str:
@@ -287,3 +294,72 @@ def test_a_question_with_a_control_token_or_a_broken_picture_gets_one_line(
         assert command.main(["ask", *map(str, arguments)]) == 1
         out, err = capsys.readouterr()
         assert not out and len(err.splitlines()) == 1 and words in err
+
+
+# The image settings of a published folder
+
+
+def processor_of(folder, family: type) -> speaking.Published:
+    """A speaker that prepares images by the folder's settings; it has no model."""
+    made = object.__new__(family)
+    made.settings, made.side, made.dtype = speaking.read_image_settings(folder), 16, torch.float32
+    return made
+
+
+SQUARE = {"height": 16, "width": 16}
+SETTINGS = [
+    (speaking.PublishedLlava, CLIPImageProcessorPil, {"size": {"shortest_edge": 16}}),
+    (speaking.PublishedLlava, CLIPImageProcessorPil, {"size": {"shortest_edge": 21}}),
+    (speaking.PublishedLlava, CLIPImageProcessorPil, {"size": 19, "crop_size": 16}),
+    (speaking.PublishedLlava, CLIPImageProcessorPil, {"size": {"shortest_edge": 11}}),
+    (speaking.PublishedLlava, CLIPImageProcessorPil, {"size": SQUARE, "do_center_crop": False}),
+    (speaking.PublishedLlava, CLIPImageProcessorPil, {"do_resize": False}),
+    (speaking.PublishedLlava, LlavaImageProcessorPil, {"size": 16, "do_pad": True}),
+    (speaking.PublishedLlava, LlavaImageProcessorPil, {"size": 16, "resample": 2}),
+    (speaking.PublishedBlip2, BlipImageProcessorPil, {"size": SQUARE}),
+    (speaking.PublishedBlip2, BlipImageProcessorPil, {"size": {"height": 16, "width": 12}}),
+    (speaking.PublishedBlip, BlipImageProcessorPil, {"size": SQUARE, "do_normalize": False}),
+    (speaking.PublishedBlip, BlipImageProcessorPil, {"size": 16, "rescale_factor": 1 / 127.5}),
+    (speaking.PublishedBlip, BlipImageProcessorPil, {"size": 16, "image_mean": [0.5, 0.4, 0.3]}),
+    (speaking.PublishedBlip, BlipImageProcessorPil, {"size": 16, "do_rescale": False}),
+]
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize(("family", "kind", "options"), SETTINGS)
+def test_images_are_prepared_as_by_transformers(tmp_path, family, kind, options, nested):
+    theirs = kind(**{"crop_size": SQUARE} | options if family.crop else options)
+    said = json.loads(theirs.to_json_string())
+    if nested:  # as transformers 5 writes it
+        (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": said}))
+        (tmp_path / "preprocessor_config.json").write_text('{"size": 3}')  # which has no say then
+    else:
+        theirs.save_pretrained(tmp_path)
+        (tmp_path / "processor_config.json").write_text('{"processor_class": "LlavaProcessor"}')
+    ours = processor_of(tmp_path, family)
+    noise = np.random.default_rng(0)
+    for height, width in ((16, 16), (24, 40), (41, 23), (9, 30), (12, 13), (64, 17)):
+        image = Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        expected = theirs(image, return_tensors="pt")["pixel_values"]
+        got = ours.pixel_values(image)
+        assert got.shape == expected.shape
+        assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"size": "large"}, "size = 'large'"),
+        ({"size": {"height": 4}}, "size = {'height': 4}"),
+        ({"size": {"shortest_edge": 0}}, "size = 0"),
+        ({"crop_size": [3, 4]}, r"crop_size = \[3, 4\]"),
+        ({"image_mean": [0.5]}, r"\[0\.5\]"),
+    ],
+)
+def test_image_settings_that_mean_nothing_are_named(tmp_path, settings, names):
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    with pytest.raises(ValueError, match=names):
+        processor_of(tmp_path, speaking.PublishedLlava).pixel_values(PICTURE)
+    (tmp_path / "processor_config.json").write_text('{"image_processor": 3}')
+    with pytest.raises(ValueError, match="image_processor must be an object, not 3"):
+        speaking.read_image_settings(tmp_path)

@@ -50,3 +50,23 @@ def test_three_processes_train_and_say_so():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "last loss on this process" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "names"),
+    [
+        (["--batch", "0"], {}, "--batch must be 1 or more, got 0"),
+        (["--steps", "-1"], {}, "--steps must be 1 or more, got -1"),
+        ([], {"MINIVLM_DEVICE": "gpu"}, "gpu"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_one_line(arguments, environment, names):
+    done = subprocess.run(
+        [sys.executable, "-m", "minivlm.toys.clip", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert names in done.stderr.splitlines()[-1]

@@ -1,5 +1,7 @@
 """Patches, positions and the Vision Transformer, against PyTorch's and transformers'."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from minivlm import vit
 from minivlm.parts import masks
 from minivlm.plotting import effective_mask
 from minivlm.pretrained import from_pretrained
+from minivlm.qwen2_vision import preprocess
 
 SMALL = vit.ViTConfig((16, 16), patch=4, width=12, layers=2, heads=3, hidden=20)
 
@@ -187,3 +190,73 @@ def test_to_pixels_normalises_and_resizes():
 def test_bad_input_is_refused_by_name(call, names):
     with pytest.raises(ValueError, match=names):
         call()
+
+
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pictures_are_converted_as_pillow_does_whatever_their_mode(mode):
+    noise = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    if mode == "LAB":
+        picture = Image.frombytes("LAB", (5, 7), noise.tobytes())
+    elif mode == "PA":
+        picture = picture.convert("P").convert("PA")
+    else:
+        picture = picture.convert(mode)
+    assert vit.as_rgb(picture).tobytes() == picture.convert("RGB").tobytes()
+
+
+@given(
+    st.sampled_from([np.int32, np.float32, np.uint16]),
+    st.lists(st.integers(0, 255), min_size=1, max_size=9).filter(lambda v: max(v) > 1),
+    st.integers(0, 3),
+)
+@settings(deadline=None)
+def test_integers_and_floats_up_to_255_are_the_bytes_they_were(dtype, values, beyond):
+    """Pillow's conversion: what lies beyond the range is cut off, not made to shrink the rest."""
+    outside = [] if dtype is np.uint16 else [-3, 300, 70_000][:beyond]
+    picture = Image.fromarray(np.array([values + outside], dtype=dtype))
+    got = np.asarray(vit.as_rgb(picture))
+    assert got[0, : len(values), 0].tolist() == values
+    assert got.tobytes() == picture.convert("RGB").tobytes()
+
+
+def test_floats_within_0_and_1_and_16_bits_of_grey_keep_every_byte():
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for stored in (grey.astype(np.float32) / 255, grey.astype(np.uint16) * 257):
+        picture = vit.as_rgb(Image.fromarray(stored))
+        assert np.array_equal(np.asarray(picture)[..., 0], grey)
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "RGBA", "RGBa", "PA"])
+def test_transparency_is_laid_on_the_paper_that_is_named(mode):
+    clear = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
+    picture = Image.new(mode, (2, 2), (0, 0)) if mode in ("La", "PA") else clear.convert(mode)
+    assert vit.as_rgb(picture, (242, 241, 240)).getpixel((0, 0))[0] == 242
+    assert vit.as_rgb(picture).getpixel((1, 1)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("exif", "raised"), [(b"Exif\0\0junk", "SyntaxError"), (b"Exif\0\0MM\0*", "unpack requires")]
+)
+def test_broken_exif_is_a_value_error_here_and_in_preprocess(exif, raised):
+    for read in (vit.as_rgb, preprocess, lambda image: vit.to_pixels([image])):
+        picture = Image.new("RGB", (56, 56))
+        picture.info["exif"] = exif
+        with pytest.raises(ValueError, match=f"EXIF data cannot be read: .*{raised}"):
+            read(picture)
+
+
+def test_whatever_pillow_raises_while_it_turns_a_picture_is_named(monkeypatch):
+    kinds = (SyntaxError, struct.error, NotImplementedError, RuntimeError, AttributeError, OSError)
+    for kind in kinds:
+
+        def fail(image, kind=kind):
+            raise kind("cut short")
+
+        monkeypatch.setattr(vit.ImageOps, "exif_transpose", fail)
+        for read in (vit.as_rgb, preprocess):
+            with pytest.raises(ValueError, match="EXIF data cannot be read: .*cut short"):
+                read(Image.new("RGB", (56, 56)))

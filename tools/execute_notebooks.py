@@ -82,7 +82,8 @@ def in_few_colors(png: str) -> str:
         return png
     whole = image.convert("RGB")
     for colors in (64, 256):
-        few, small = whole.quantize(colors, dither=Image.Dither.NONE), io.BytesIO()
+        options = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 3, "dither": Image.Dither.NONE}
+        few, small = whole.quantize(colors, **options), io.BytesIO()
         difference = ImageChops.difference(whole, few.convert("RGB"))
         spots = difference.filter(ImageFilter.BoxBlur(1)).getextrema()
         worst = max(largest for _, largest in spots)

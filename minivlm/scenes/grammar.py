@@ -142,10 +142,15 @@ def parse(sentence: str) -> Parsed | None:
 
     None if it is not of the grammar.
     """
-    sentence = sentence.strip().removesuffix(".").removesuffix("。")
+    sentence = without_mark(sentence.strip())
     if re.search(r"[一-鿿]", sentence):
         return _parse_chinese(sentence)
     return _parse_english(sentence)
+
+
+def without_mark(sentence: str) -> str:
+    """A sentence without the one mark (. or 。) that may end it."""
+    return sentence[:-1] if sentence.endswith((".", "。")) else sentence
 
 
 def _parse_english(sentence: str) -> Parsed | None:

@@ -30,6 +30,7 @@ from minivlm.scenes.grammar import (
     plural,
     reading_order,
     relations,
+    without_mark,
 )
 from minivlm.scenes.questions import Question
 from minivlm.scenes.sampling import HELD_OUT
@@ -229,7 +230,7 @@ def accepts(question: Question, answer: str, scene: Scene) -> bool:
     its meaning. ValueError for an unknown kind.
     """
     _check_kind(question)
-    answer = answer.strip().removesuffix(".")
+    answer = answer.strip()
     answer = answer[:1].lower() + answer[1:]  # not all of it: a label may be in capitals
     if question.kind == "caption":
         return is_true(answer, scene)
@@ -238,7 +239,8 @@ def accepts(question: Question, answer: str, scene: Scene) -> bool:
     if question.kind == "which":
         named = objects_named(answer, scene)
         return bool(named) and named == objects_named(question.answer, scene)
-    return SYNONYMS.get(answer, answer) in question.answers
+    word = without_mark(answer)
+    return SYNONYMS.get(word, word) in question.answers
 
 
 def _indefinite(text: str) -> str:

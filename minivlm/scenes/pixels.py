@@ -16,8 +16,12 @@ STD = (0.125, 0.125, 0.125)
 
 
 def pixels(images: Sequence[Image.Image]) -> Tensor:
-    """PIL images of any mode and size -> (B, 3, 64, 64), padded to a square if wide or tall."""
-    return to_pixels([_square(as_rgb(image)) for image in images], mean=MEAN, std=STD)
+    """PIL images of any mode and size -> (B, 3, 64, 64), padded to a square if wide or tall.
+
+    Paper fills the square, and lies under what is transparent.
+    """
+    shown = [_square(as_rgb(image, BACKGROUND)) for image in images]
+    return to_pixels(shown, mean=MEAN, std=STD)
 
 
 def _square(image: Image.Image) -> Image.Image:

@@ -11,6 +11,7 @@ from PIL import Image
 from minivlm.scenes.drawing import BACKGROUND, render
 from minivlm.scenes.grammar import COLORS, SHAPES, SIZES, Object
 from minivlm.scenes.sampling import object_side, offsets
+from minivlm.vit import as_rgb
 
 
 def read_objects(
@@ -20,9 +21,11 @@ def read_objects(
 
     Every cell is compared with the empty one and with all renderings of one object. If the nearest
     leaves more than ``tolerance`` of an object's energy unexplained (squared differences to the
-    background), the cell is unreadable. ValueError for an image that is no grid of such cells.
+    background), the cell is unreadable. What is transparent shows the paper. ValueError for an
+    image that is no grid of such cells.
     """
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32) - BACKGROUND
+    image = as_rgb(image, BACKGROUND)
+    pixels = np.asarray(image, dtype=np.float32) - BACKGROUND
     rows, columns = (side // cell for side in pixels.shape[:2])
     if pixels.shape[:2] != (rows * cell, columns * cell):
         raise ValueError(

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from numbers import Integral
 from random import Random
 
 from minivlm.scenes import grammar
@@ -51,6 +52,10 @@ class Options:
     noise: float = 0.0
 
     def __post_init__(self):
+        counts = ("rows", "columns", "cell", "label", "frames", "turns")
+        for name in counts:
+            if not isinstance(getattr(self, name), Integral):
+                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
         if not 0 <= self.noise < 1:
             raise ValueError(f"noise must lie in [0, 1), got {self.noise}")
         if min(self.rows, self.columns) < 2 or self.cell < 8:
@@ -78,7 +83,7 @@ def sample(n: int, seed: int, split: str = "train", **options) -> list[Scene]:
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {list(SPLITS)}")
-    if n < 0:
+    if not isinstance(n, Integral) or n < 0:
         raise ValueError(f"cannot sample {n} scenes")
     chosen = Options(**options)
     rng, noise_rng = Random(f"{split} {seed}"), Random(f"{split} {seed} noise")

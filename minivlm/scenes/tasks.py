@@ -9,6 +9,7 @@ right. What a box is as text is in minivlm/boxes.py.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import permutations
+from math import inf
 from random import Random
 
 from minivlm.boxes import Box, Region, boxes_of, iou, read_regions, to_thousandths, write_regions
@@ -149,10 +150,56 @@ def _best_pairs(boxes: Sequence[Box], true: Sequence[Box]) -> list[float]:
     """The IoU of each true box with one of ``boxes``, in the order with the largest sum."""
     if len(boxes) != len(true):
         return [0.0] * len(true)
-    orders = permutations(boxes)
-    return max(
-        ([iou(*pair) for pair in zip(order, true, strict=True)] for order in orders), key=sum
-    )
+    gains = [[iou(box, other) for other in boxes] for box in true]
+    return [row[column] for row, column in zip(gains, best_assignment(gains), strict=True)]
+
+
+def best_assignment(gains: Sequence[Sequence[float]]) -> list[int]:
+    """A column for each row of a square table, none twice, with the largest sum of gains.
+
+    The Hungarian method (Kuhn 1955), row by row along shortest augmenting paths: n**3 steps.
+    """
+    n = len(gains)
+    row_prices, column_prices = [0.0] * n, [0.0] * n
+    row_of: list[int | None] = [None] * n  # of each column
+    for row in range(n):
+        _augment(gains, row, row_of, row_prices, column_prices)
+    return sorted(range(n), key=lambda column: row_of[column])
+
+
+def _augment(
+    gains: Sequence[Sequence[float]],
+    start: int,
+    row_of: list[int | None],
+    row_prices: list[float],
+    column_prices: list[float],
+) -> None:
+    """Give the row ``start`` a column; rows that had one may move to another.
+
+    No row's price and column's price exceed together what the pair costs (minus its gain), and
+    they equal it where the two are paired: so the pairs are the cheapest.
+    """
+    n = len(gains)
+    distance, before = [inf] * n, [-1] * n  # of each column: to start, and the column before it
+    done: dict[int, float] = {}  # column -> its distance
+    row, column, length = start, -1, 0.0
+    while True:
+        for other in range(n):
+            reduced = -gains[row][other] - row_prices[row] - column_prices[other]
+            if other not in done and length + reduced < distance[other]:
+                distance[other], before[other] = length + reduced, column
+        column = min((c for c in range(n) if c not in done), key=distance.__getitem__)
+        length = distance[column]
+        if row_of[column] is None:
+            break
+        done[column], row = length, row_of[column]
+    row_prices[start] += length
+    for visited, reached in done.items():
+        row_prices[row_of[visited]] += length - reached
+        column_prices[visited] -= length - reached
+    while column >= 0:  # back to the start, each row takes the next column
+        last, column = column, before[column]
+        row_of[last] = row_of[column] if column >= 0 else start
 
 
 def _in_the_box(task: Question, scene: Scene) -> Object:

@@ -8,6 +8,7 @@ torchrun --nproc-per-node 2 tools/check_distributed.py     compares a step with 
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from math import log
 from typing import Any
@@ -20,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from minivlm import distributed
 from minivlm.bpe import BPETokenizer
 from minivlm.clip import Clip, Siglip, TextConfig, VisionConfig, contrastive_loss
-from minivlm.parts.training import fit, minibatches
+from minivlm.parts.training import default_device, fit, minibatches
 from minivlm.scenes import Scene, sample
 from minivlm.scenes.pixels import pixels, vary_channels
 from minivlm.toys.common import (
@@ -160,15 +161,30 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="pairs a step, over all processes")
     parser.add_argument("--steps", type=int, default=200)
     chosen = parser.parse_args()
+    for name in ("batch", "steps"):
+        if getattr(chosen, name) < 1:
+            parser.error(f"--{name} must be 1 or more, got {getattr(chosen, name)}")
+    try:
+        torch.zeros(1, device=default_device())
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        parser.error(f"the device of MINIVLM_DEVICE cannot be used: {error}")
     torch.set_num_threads(1)
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo")
     else:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    last = train_in_parallel(chosen.kind, chosen.batch, chosen.steps)
-    if dist.get_rank() == 0:
-        print(f"last loss on this process: {last:.3f}")
-    dist.destroy_process_group()
+    try:
+        last = train_in_parallel(chosen.kind, chosen.batch, chosen.steps)
+        if dist.get_rank() == 0:
+            print(f"last loss on this process: {last:.3f}", flush=True)
+    except ValueError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        sys.exit("stopped")
+    except BrokenPipeError:  # who read the output has read enough; at the end Python writes again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
