@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from minivlm.multimodal import answer_loss
 from minivlm.parts.generation import generate
 from minivlm.pretrained import from_pretrained
 
-WIDTH, IMAGE, TOKENS = 96, 359, 24
+WIDTH, IMAGE, IMAGES, TOKENS = 96, 359, 16, 24
 SHAPE = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 6}
 CONFIG = LlavaConfig(  # the captioner's
     vision_config=SHAPE
@@ -58,20 +58,22 @@ def main() -> None:
         theirs.save_pretrained(folder)
         ours = from_pretrained(folder)
     for batch in (1, 64):
-        ids, pixels = torch.full((batch, 16), IMAGE), torch.randn(batch, 3, 64, 64)
+        ids, pixels = torch.full((batch, IMAGES), IMAGE), torch.randn(batch, 3, 64, 64)
         options = {"max_new_tokens": TOKENS, "do_sample": False}
         mask = torch.ones_like(ids)
         say = lambda i=ids, p=pixels: generate(ours, i, TOKENS, pixel_values=p)
         their = lambda i=ids, p=pixels, m=mask, o=options: theirs.generate(
             input_ids=i, pixel_values=p, attention_mask=m, pad_token_id=0, **o
         )
-        assert torch.equal(say(), their()[:, 16:])
+        assert torch.equal(say(), their()[:, IMAGES:])
         compare(f"decoding, batch {batch}", say, their, 15)
     ids = torch.cat([ids, torch.randint(0, 300, (batch, TOKENS))], dim=1)
     labels = ids.masked_fill(ids == IMAGE, -100)
 
     def step() -> torch.Tensor:
-        loss = answer_loss(ours(ids, pixels), labels)
+        states = ours.states(ids, pixels)[:, IMAGES - 1 : -1]  # as the captioner: what has a loss
+        logits = ours.decoder.head(states).flatten(0, 1)
+        loss = F.cross_entropy(logits, ids[:, IMAGES:].flatten())
         loss.backward()
         return loss.detach()
 

@@ -92,11 +92,12 @@ class Captioner:
         batch: ids (B, T), pixel_values (B, C, H, W).
         """
         ids, pixel_values = batch
-        before = model.image_tokens - 1  # the place that foretells the first token of the caption
-        logits, targets = model(ids, pixel_values)[:, before:-1], ids[:, before + 1 :]
+        before = model.image_tokens - 1  # the place that predicts the first token of the caption
+        states = model.states(ids, pixel_values)[:, before:-1]
+        logits = model.decoder.head(states)  # of the caption alone: nothing else has a loss
         return F.cross_entropy(
             logits.flatten(0, 1),
-            targets.flatten(),
+            ids[:, before + 1 :].flatten(),
             ignore_index=self.tokenizer.special_tokens["<|pad|>"],
             label_smoothing=smoothing,
         )
