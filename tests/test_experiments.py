@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import notebook_checks
 import runner
 from minivlm import results
 from minivlm.results import NO_DIFFERENCE, Results
@@ -455,6 +456,28 @@ def tables_with_numbers(nb: nbformat.NotebookNode) -> list[tuple[str, str]]:
             if any(re.search(r"\d", re.sub(r"`[^`]*`", "", text)) for text in cells):
                 found.append((cell.id, head))
     return found
+
+
+PUBLISHED = {  # cells whose tables hold figures of papers, or ids of published vocabularies
+    "01_bpe_tokenizer": {"wrong"},
+    "05_clip_siglip": {"published", "lineage"},
+    "08_llava": {"stages"},
+    "09_qwen_vl": {"stages"},
+    "10_qwen_mrope": {"worth"},
+}
+
+
+@pytest.mark.parametrize("path", notebook_checks.main_notebooks(), ids=lambda path: path.stem)
+def test_no_measured_table_is_typed(path: Path) -> None:
+    typed = {cell for cell, _ in tables_with_numbers(notebook_checks.read(path))}
+    assert typed - PUBLISHED.get(path.stem, set()) == set()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_results_file_is_read_by_its_notebook(name: str) -> None:
+    (path,) = notebook_checks.NOTEBOOKS.glob(f"{name[:2]}_*.ipynb")
+    code = "\n".join(cell.source for cell in notebook_checks.read(path).cells)
+    assert f'results.read("{name}")' in code
 
 
 def test_tables_with_numbers_are_found() -> None:
