@@ -13,7 +13,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 fast:  ## unit tests without trainings, notebooks and mypy: under two minutes on one core
-	$(PYTHON) -m pytest tests -q $(SLOW:%=--ignore=tests/test_%.py) -k "not mypy"
+	$(PYTHON) -m pytest tests -q $(SLOW:%=--ignore=tests/test_%.py) -k "not mypy and not tiny_settings"
 
 test:  ## every test, and every cell of every notebook: a quarter of an hour on one core
 	$(PYTHON) -m pytest
