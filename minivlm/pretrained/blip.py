@@ -4,7 +4,16 @@ from collections.abc import Collection
 
 from minivlm.blip import Blip, MedConfig
 from minivlm.pretrained.checkpoints import Names
-from minivlm.pretrained.config import fields, pair, published, require
+from minivlm.pretrained.config import (
+    Section,
+    fields,
+    pair,
+    published,
+    read_setting,
+    require,
+    section,
+    share_out,
+)
 from minivlm.vit import ViTConfig
 
 BLIP_VISION_KEYS = {  # our field -> published key, and its default in BlipVisionConfig
@@ -34,10 +43,12 @@ ROLE_WEIGHTS = {  # role -> a weight that every checkpoint with this role has
 }
 
 
-def blip_vision_config(config: dict) -> ViTConfig:
+def blip_vision_config(config: Section) -> ViTConfig:
     """A published vision_config of BLIP or, with its own defaults filled in, of BLIP-2."""
-    ours = fields(config, BLIP_VISION_KEYS)
-    return ViTConfig(**ours | {"image_size": pair(ours["image_size"])})
+    size = pair(config, "image_size", 384)
+    ours = fields(config.under({"image_size": size[0]}), BLIP_VISION_KEYS)
+    share_out(config, "num_attention_heads", ours["width"], ours["heads"])
+    return ViTConfig(**ours | {"image_size": size})
 
 
 def build_blip(config: dict, names: Collection[str] = ()) -> Blip:
@@ -46,7 +57,7 @@ def build_blip(config: dict, names: Collection[str] = ()) -> Blip:
     Both roles in one checkpoint is what ``save_pretrained`` writes of a pre-trained model: shared
     as in the paper.
     """
-    text = config.get("text_config", {})
+    text = section(config, "text_config")
     for part in (config, text):
         require(part, "tie_word_embeddings", True)
     roles = tuple(role for role, name in ROLE_WEIGHTS.items() if name in names or not names)
@@ -55,9 +66,10 @@ def build_blip(config: dict, names: Collection[str] = ()) -> Blip:
         raise ValueError(
             f"this BLIP is neither for retrieval nor for captioning: none of {weights}"
         )
-    image = blip_vision_config(config.get("vision_config", {}))
+    image = blip_vision_config(section(config, "vision_config"))
     med = MedConfig(**fields(text, MED_KEYS), memory=image.width)
-    return Blip(image, med, config.get("image_text_hidden_size", 256), roles=roles)
+    share_out(text, "num_attention_heads", med.width, med.heads)
+    return Blip(image, med, read_setting(config, "image_text_hidden_size", 256), roles=roles)
 
 
 def publish_blip(model: Blip) -> dict:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from minivlm.blip2 import Blip2, QFormerConfig
 from minivlm.pretrained.blip import BLIP_VISION_NAMES, MED_KEYS, MED_NAMES, blip_vision_config
 from minivlm.pretrained.checkpoints import Names
-from minivlm.pretrained.config import fields
+from minivlm.pretrained.config import Section, fields, read_setting, section, share_out
 from minivlm.pretrained.opt import OPT_NAMES, build_opt
 
 # The defaults of transformers' Blip2VisionConfig: EVA-CLIP's ViT-g/14 without its last block.
@@ -25,9 +25,11 @@ QFORMER_KEYS = MED_KEYS | {  # Blip2QFormerConfig, where it differs from BlipTex
 }
 
 
-def qformer_config(config: dict, memory: int, queries: int) -> QFormerConfig:
+def qformer_config(config: Section, memory: int, queries: int) -> QFormerConfig:
     """A published qformer_config; memory: the width of the image states."""
-    return QFormerConfig(**fields(config, QFORMER_KEYS), memory=memory, queries=queries)
+    ours = fields(config, QFORMER_KEYS)
+    share_out(config, "num_attention_heads", ours["width"], ours["heads"])
+    return QFormerConfig(**ours, memory=memory, queries=queries)
 
 
 def build_blip2(config: dict, names: Collection[str] = ()) -> Blip2:
@@ -35,21 +37,21 @@ def build_blip2(config: dict, names: Collection[str] = ()) -> Blip2:
 
     Without names: it speaks, and the Q-Former reads text only if the config says so.
     """
-    vision = blip_vision_config(VIT_G | config.get("vision_config", {}))
-    text = config.get("qformer_config", {})
-    token = config.get("image_token_index", config.get("image_token_id"))
+    vision = blip_vision_config(section(config, "vision_config").over(VIT_G))
+    text = section(config, "qformer_config")
+    token = read_setting(config, "image_token_index", read_setting(config, "image_token_id", -1))
     reads = "embeddings.word_embeddings.weight" in names
     speaks = "language_projection.weight" in names or not names
     model = Blip2(
         vision,
-        qformer_config(text, vision.width, config.get("num_query_tokens", 32)),
-        width=config.get("image_text_hidden_size", 256) if reads else 0,
-        decoder=build_opt(config.get("text_config", {})) if speaks else None,
-        token=-1 if token is None else token,
+        qformer_config(text, vision.width, read_setting(config, "num_query_tokens", 32)),
+        width=read_setting(config, "image_text_hidden_size", 256) if reads else 0,
+        decoder=build_opt(section(config, "text_config")) if speaks else None,
+        token=token,
     )
     model.head = None  # of the checkpoints of stage 1, none has the language-model head
     if not reads:
-        model.qformer.drop_text(mlps=not text.get("use_qformer_text_input", False))
+        model.qformer.drop_text(mlps=not read_setting(text, "use_qformer_text_input", False))
     return model
 
 

@@ -2,7 +2,15 @@
 
 from minivlm.clip import Clip, Siglip, TextConfig, VisionConfig
 from minivlm.pretrained.checkpoints import Names
-from minivlm.pretrained.config import fields, published, require
+from minivlm.pretrained.config import (
+    Section,
+    fields,
+    published,
+    read_setting,
+    require,
+    section,
+    share_out,
+)
 
 CLIP_VISION_KEYS = {  # our field -> published key, and its default in CLIPVisionConfig
     "image_size": ("image_size", 224),
@@ -38,35 +46,46 @@ SIGLIP_TEXT = {  # SiglipTextConfig's defaults where they differ
 SIGLIP_VISION = {"patch_size": 16, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
 
 
-def clip_vision_config(config: dict) -> VisionConfig:
+def clip_vision_config(config: Section) -> VisionConfig:
     """A published vision_config of CLIP or, with its own defaults filled in, of SigLIP."""
-    return VisionConfig(**fields(config, CLIP_VISION_KEYS))
+    ours = fields(config, CLIP_VISION_KEYS)
+    share_out(config, "num_attention_heads", ours["width"], ours["heads"])
+    return VisionConfig(**ours)
 
 
-def clip_text_config(config: dict) -> TextConfig:
+def clip_text_config(config: Section) -> TextConfig:
     """A published text_config, likewise."""
-    return TextConfig(**fields(config, CLIP_TEXT_KEYS))
+    ours = fields(config, CLIP_TEXT_KEYS)
+    share_out(config, "num_attention_heads", ours["width"], ours["heads"])
+    return TextConfig(**ours)
+
+
+def tower_section(config: dict, key: str) -> Section:
+    """A tower's settings; older files have a second copy of them, under the key and "_dict".
+
+    transformers fills that copy with class defaults and lets all of it win: what the first copy
+    alone says counts for nothing.
+    """
+    older = f"{key}_dict"
+    return section(config, key if config.get(older) is None else older)
 
 
 def build_clip(config: dict) -> Clip:
-    """The model of a published config.json; older files have two copies of a tower's settings."""
-    vision, text = (
-        config.get(f"{tower}_config", {}) | (config.get(f"{tower}_config_dict") or {})
-        for tower in ("vision", "text")
-    )
-    scale = config.get("logit_scale_init_value", 2.6592)
-    width = config.get("projection_dim", 512)
+    """The model of a published config.json."""
+    vision, text = (tower_section(config, f"{tower}_config") for tower in ("vision", "text"))
+    scale = float(read_setting(config, "logit_scale_init_value", 2.6592))
+    width = read_setting(config, "projection_dim", 512)
     return Clip(clip_vision_config(vision), clip_text_config(text), width, scale)
 
 
 def build_siglip(config: dict) -> Siglip:
     """The model of a published config.json."""
-    vision, text = config.get("vision_config", {}), config.get("text_config", {})
+    vision, text = section(config, "vision_config"), section(config, "text_config")
     require(vision, "vision_use_head", True)
     return Siglip(
-        clip_vision_config(SIGLIP_VISION | vision),
-        clip_text_config(SIGLIP_TEXT | text),
-        text.get("projection_size"),
+        clip_vision_config(vision.over(SIGLIP_VISION)),
+        clip_text_config(text.over(SIGLIP_TEXT)),
+        read_setting(text, "projection_size"),
     )
 
 

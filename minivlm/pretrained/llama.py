@@ -1,8 +1,19 @@
 """Llama as published: ``model_type`` llama, and the language model within LLaVA and Qwen-VL."""
 
+from collections.abc import Mapping
+
 from minivlm.parts.decoder import Decoder, DecoderConfig
 from minivlm.pretrained.checkpoints import Names
-from minivlm.pretrained.config import fields, published, require
+from minivlm.pretrained.config import (
+    Section,
+    fields,
+    published,
+    read_setting,
+    refuse,
+    require,
+    section,
+    share_out,
+)
 
 LLAMA_KEYS = {  # our field -> published key, and the default of transformers' LlamaConfig
     "vocab_size": ("vocab_size", 32000),
@@ -21,16 +32,31 @@ LLAMA_KEYS = {  # our field -> published key, and the default of transformers' L
 }
 
 
-def decoder_config(config: dict) -> DecoderConfig:
+def decoder_config(config: Mapping) -> DecoderConfig:
     """A published Llama config.json, or the text_config of a model that has a Llama inside."""
     require(config, "model_type", "llama")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = rope_section(config)
     require(rope, "rope_type", "default")
     require(rope, "type", "default")
     ours = fields(config, LLAMA_KEYS)
     ours["kv_heads"] = ours["kv_heads"] or ours["heads"]
-    ours["theta"] = rope.get("rope_theta", ours["theta"])
+    ours["theta"] = read_setting(rope, "rope_theta", ours["theta"])
+    check_heads(config, ours)
     return DecoderConfig(**ours)
+
+
+def rope_section(config: Mapping) -> Section:
+    """The settings of the rotary positions: newer files and older ones name them differently."""
+    return section(config, "rope_parameters") or section(config, "rope_scaling")
+
+
+def check_heads(config: Mapping, ours: dict) -> None:
+    """ValueError where the numbers of a decoder's heads do not fit its width, or each other."""
+    share_out(config, "num_key_value_heads", ours["heads"], ours["kv_heads"])
+    if ours["head_dim"] is None:
+        share_out(config, "num_attention_heads", ours["width"], ours["heads"], multiple=2)
+    elif ours["head_dim"] % 2:
+        raise refuse(config, "head_dim", "even: rotary positions turn pairs of features")
 
 
 def publish_decoder(config: DecoderConfig) -> dict:

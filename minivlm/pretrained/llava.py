@@ -3,7 +3,17 @@
 from minivlm.llava import Llava, LlavaConfig
 from minivlm.pretrained.checkpoints import Names
 from minivlm.pretrained.clip import CLIP_VISION_KEYS, CLIP_VISION_NAMES, clip_vision_config
-from minivlm.pretrained.config import fields, published, require
+from minivlm.pretrained.config import (
+    LAYERS,
+    Number,
+    Several,
+    fields,
+    published,
+    read_setting,
+    refuse,
+    require,
+    section,
+)
 from minivlm.pretrained.llama import DECODER_NAMES, decoder_config, publish_decoder
 
 LLAVA_KEYS = {  # our field -> published key, and the default of transformers' LlavaConfig
@@ -14,21 +24,32 @@ LLAVA_KEYS = {  # our field -> published key, and the default of transformers' L
 
 def build_llava(config: dict) -> Llava:
     """The model of a published config.json."""
-    vision, text = config.get("vision_config", {}), config.get("text_config", {})
+    vision, text = section(config, "vision_config"), section(config, "text_config")
     require(vision, "model_type", "clip_vision_model")
     require(config, "vision_feature_select_strategy", "default", "full")
-    layers = config.get("vision_feature_layer", -2)
-    tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
+    tied = read_setting(config, "tie_word_embeddings", False) or read_setting(
+        text, "tie_word_embeddings", False
+    )
+    token = read_setting(config, "image_token_index", read_setting(config, "image_token_id", 32000))
     return Llava(
         LlavaConfig(
             vision=clip_vision_config(vision),
-            text=decoder_config(text | {"tie_word_embeddings": tied}),
-            image_token_id=config.get("image_token_index", config.get("image_token_id", 32000)),
-            feature_layers=(layers,) if isinstance(layers, int) else tuple(layers),
+            text=decoder_config(text.under({"tie_word_embeddings": tied})),
+            image_token_id=token,
+            feature_layers=feature_layers(config),
             keep_class=config.get("vision_feature_select_strategy") == "full",
             **fields(config, LLAVA_KEYS),
         )
     )
+
+
+def feature_layers(config: dict) -> tuple[int, ...]:
+    """The hidden states of the image tower that are read, published as one number or as several."""
+    layers = config.get("vision_feature_layer", -2)
+    several = [layers] if isinstance(layers, int) else layers
+    if several not in Several(Number(-LAYERS.high, LAYERS.high)) or not several:
+        raise refuse(config, "vision_feature_layer", "a whole number, or a list of them")
+    return tuple(several)
 
 
 def publish_llava(model: Llava) -> dict:

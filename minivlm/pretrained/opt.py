@@ -3,7 +3,7 @@
 from minivlm.clip import TextConfig
 from minivlm.opt import Opt
 from minivlm.pretrained.clip import CLIP_BLOCK_NAMES, CLIP_TEXT_KEYS
-from minivlm.pretrained.config import fields, require
+from minivlm.pretrained.config import Section, fields, require, share_out
 
 OPT_KEYS = CLIP_TEXT_KEYS | {  # where OPTConfig of transformers differs from CLIPTextConfig
     "vocab_size": ("vocab_size", 50272),
@@ -15,7 +15,7 @@ OPT_KEYS = CLIP_TEXT_KEYS | {  # where OPTConfig of transformers differs from CL
 }
 
 
-def build_opt(config: dict) -> Opt:
+def build_opt(config: Section) -> Opt:
     """The model of a published config.json."""
     require(config, "model_type", "opt")
     # OPT-350m alone embeds in another width, and alone is post-norm.
@@ -24,7 +24,9 @@ def build_opt(config: dict) -> Opt:
     required = ("do_layer_norm_before", "enable_bias", "layer_norm_elementwise_affine")
     for key in (*required, "tie_word_embeddings"):
         require(config, key, True)
-    return Opt(TextConfig(**fields(config, OPT_KEYS)))
+    ours = fields(config, OPT_KEYS)
+    share_out(config, "num_attention_heads", ours["width"], ours["heads"])
+    return Opt(TextConfig(**ours))
 
 
 OPT_NAMES = [  # our name -> the published one, within the language model

@@ -3,11 +3,23 @@
 from dataclasses import replace
 from functools import partial
 from math import isqrt
+from pathlib import Path
 
+from minivlm.clip import CLIP_MEAN, CLIP_STD
 from minivlm.parts.decoder import DecoderConfig
-from minivlm.pretrained.checkpoints import Names
-from minivlm.pretrained.config import fields, published, require
-from minivlm.pretrained.llama import DECODER_NAMES, LLAMA_KEYS, decoder_config
+from minivlm.pretrained.checkpoints import Names, read_json
+from minivlm.pretrained.config import (
+    Number,
+    Section,
+    fields,
+    published,
+    read_setting,
+    refuse,
+    require,
+    section,
+    share_out,
+)
+from minivlm.pretrained.llama import DECODER_NAMES, LLAMA_KEYS, decoder_config, rope_section
 from minivlm.qwen2_vision import TowerConfig
 from minivlm.qwen2_vl import Qwen2VL, Qwen2VLConfig, Qwen3VL, Qwen25VL
 
@@ -76,71 +88,71 @@ LANGUAGE: dict[str, dict] = {  # what sets the language model apart from Llama
 }
 
 
-def qwen_tower_config(config: dict, kind: str) -> TowerConfig:
+def qwen_tower_config(config: Section, kind: str) -> TowerConfig:
     """The vision_config of a published model of type ``kind``."""
-    c: dict = TOWER_DEFAULTS[kind] | config
-    rope = c.get("rope_parameters") or {}
+    c = config.over(TOWER_DEFAULTS[kind])
+    rope = section(c, "rope_parameters")
     require(c, "model_type", kind, f"{kind}_vision")
     require(rope, "rope_type", "axial")
     require(c, "in_chans", c.get("in_channels", 3))
-    ours = fields(c, TOWER_KEYS) | {"theta": rope.get("rope_theta", 10_000.0)}
-    for name in ("patch", "merge", "depth"):
-        if not isinstance(ours[name], int):
-            key = TOWER_KEYS[name][0]
-            raise ValueError(
-                f"config.json: {key} = {c[key]!r} is not supported; it must be one number"
-            )
+    ours = fields(c, TOWER_KEYS) | {"theta": read_setting(rope, "rope_theta", 10_000.0)}
     own = {"qwen2_vl": _qwen2_fields, "qwen2_5_vl": _qwen25_fields, "qwen3_vl": _qwen3_fields}
-    return TowerConfig(**ours | own[kind](c, ours))
+    ours |= own[kind](c, ours)
+    share_out(c, "num_heads", ours["width"], ours["heads"], multiple=4)  # for two axes of pairs
+    return TowerConfig(**ours)
 
 
-def _qwen2_fields(c: dict, ours: dict) -> dict:
+def _qwen2_fields(c: Section, ours: dict) -> dict:
     """Qwen2-VL names its widths differently."""
-    width = c["embed_dim"]
-    return {"width": width, "hidden": int(width * c["mlp_ratio"]), "out": ours["width"]}
+    width, ratio = read_setting(c, "embed_dim"), read_setting(c, "mlp_ratio")
+    return {"width": width, "hidden": max(1, int(width * ratio)), "out": ours["width"]}
 
 
-def _qwen25_fields(c: dict, ours: dict) -> dict:
+def _qwen25_fields(c: Section, ours: dict) -> dict:
     """Windows are published in pixels; they hold whole tokens."""
-    tokens = c.get("window_size", 112) // ours["merge"] // ours["patch"]  # a side
-    full = tuple(c["fullatt_block_indexes"])
-    speed = c.get("tokens_per_second", 4)
+    tokens = read_setting(c, "window_size", 112) // ours["merge"] // ours["patch"]  # a side
+    if not tokens:
+        raise refuse(c, "window_size", f"at least {ours['merge'] * ours['patch']}, a token's side")
+    full = tuple(read_setting(c, "fullatt_block_indexes"))
+    speed = read_setting(c, "tokens_per_second", 4)
     return {"window": tokens * ours["merge"], "full": full, "tokens_per_second": speed}
 
 
-def _qwen3_fields(c: dict, ours: dict) -> dict:
+def _qwen3_fields(c: Section, ours: dict) -> dict:
     """The learned table is published by its number of positions."""
-    table = c.get("num_position_embeddings", 2304)
+    table = read_setting(c, "num_position_embeddings", 2304)
     require(c, "num_position_embeddings", isqrt(table) ** 2)
-    return {"table": isqrt(table), "deep": tuple(c["deepstack_visual_indexes"])}
+    return {"table": isqrt(table), "deep": tuple(read_setting(c, "deepstack_visual_indexes"))}
 
 
-def qwen_language_config(text: dict, rope: dict, tied: bool, kind: str) -> DecoderConfig:
+def qwen_language_config(text: Section, rope: Section, tied: bool, kind: str) -> DecoderConfig:
     """The text_config of a published model of type ``kind``, with its rope settings beside it."""
     for key in ("rope_type", "type"):
         require(rope, key, "default", "mrope")
     require(rope, "mrope_interleaved", kind == "qwen3_vl")
     require(text, "model_type", kind, f"{kind}_text")
     require(text, "use_sliding_window", False, None)
-    for layer in text.get("layer_types") or ():
+    for layer in read_setting(text, "layer_types", ()):
         require({"layer_types": layer}, "layer_types", "full_attention")
-    theta = {"rope_theta": rope.get("rope_theta", text["rope_theta"])}
+    theta = {"rope_theta": read_setting(rope, "rope_theta", read_setting(text, "rope_theta"))}
     llama = {"model_type": "llama", "rope_parameters": theta, "tie_word_embeddings": tied}
-    return replace(decoder_config(text | llama), **LANGUAGE[kind])
+    return replace(decoder_config(text.under(llama)), **LANGUAGE[kind])
 
 
 def qwen_config(kind: str, config: dict) -> Qwen2VLConfig:
     """A published config.json of a model of type ``kind``, flat or with a text_config."""
-    text = TEXT_DEFAULTS[kind] | (config.get("text_config") or config)
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
-    time, row, column = rope.get("mrope_section", text["mrope_section"])
+    text = (section(config, "text_config") or Section(config)).over(TEXT_DEFAULTS[kind])
+    rope = rope_section(text)
+    tied = read_setting(config, "tie_word_embeddings", False) or read_setting(
+        text, "tie_word_embeddings", False
+    )
+    time, row, column = read_setting(rope, "mrope_section", read_setting(text, "mrope_section"))
     return Qwen2VLConfig(
-        qwen_tower_config(config.get("vision_config", {}), kind),
+        qwen_tower_config(section(config, "vision_config"), kind),
         qwen_language_config(text, rope, tied, kind),
         (time, row, column),
-        image_token_id=config.get("image_token_id", 151655),
-        video_token_id=config.get("video_token_id", 151656),
+        image_token_id=read_setting(config, "image_token_id", 151655),
+        video_token_id=read_setting(config, "video_token_id", 151656),
     )
 
 
@@ -206,6 +218,52 @@ def _published_language(c: Qwen2VLConfig, kind: str) -> dict:
         del theirs["head_dim"], theirs["attention_bias"]  # always width / heads; of q, k, v alone
         rope = {"type": "mrope", "mrope_section": sections}
     return theirs | {"rope_scaling": rope}
+
+
+PREPARE = {  # option of ``preprocess`` -> key of a folder's settings; the family's where it is not
+    "patch": "patch_size",
+    "merge": "merge_size",
+    "min_pixels": "min_pixels",
+    "max_pixels": "max_pixels",
+    "mean": "image_mean",
+    "std": "image_std",
+}
+QWEN2_IMAGES = (14, 2, 56 * 56, 28 * 28 * 1280, CLIP_MEAN, CLIP_STD)  # transformers' defaults
+QWEN3_IMAGES = (16, 2, 256 * 256, 4096 * 4096, (0.5,) * 3, (0.5,) * 3)  # as published
+IMAGES = {"qwen2_vl": QWEN2_IMAGES, "qwen2_5_vl": QWEN2_IMAGES, "qwen3_vl": QWEN3_IMAGES}
+
+
+def image_options(folder: str | Path) -> dict:
+    """How a checkpoint's images are made: what ``preprocess(image, **options)`` takes.
+
+    processor_config.json or preprocessor_config.json says it; the rest is the family's. ValueError
+    for another family.
+    """
+    kind, settings = (
+        read_json(Path(folder) / "config.json").get("model_type"),
+        image_settings(folder),
+    )
+    if kind not in list(IMAGES):
+        raise ValueError(f"config.json: model_type = {kind!r} is none of {[*IMAGES]}")
+    size = section(settings, "size")
+    edges = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+    said = edges | {key: value for key, value in settings.items() if value is not None}
+    defaults = zip(PREPARE.items(), IMAGES[kind], strict=True)
+    options = {}
+    for (ours, theirs), default in defaults:
+        options[ours] = default if said.get(theirs) is None else said[theirs]
+    for ours in ("patch", "merge", "min_pixels", "max_pixels"):
+        if options[ours] not in Number(1, 2**40):
+            raise refuse(settings, PREPARE[ours], "a whole number of pixels", options[ours])
+    return options
+
+
+def image_settings(folder: str | Path) -> Section:
+    """What a folder says of its images; newer ones have one file for all kinds of input."""
+    whole, older = (Path(folder) / f"{name}_config.json" for name in ("processor", "preprocessor"))
+    if whole.is_file() and (newer := section(read_json(whole), "image_processor")):
+        return newer
+    return Section(read_json(older) if older.is_file() else {})
 
 
 QWEN_TOWER_NAMES = [  # our name -> the published one, within the tower

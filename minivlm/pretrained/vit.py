@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from minivlm.pretrained.checkpoints import Names
-from minivlm.pretrained.config import fields, pair, require
+from minivlm.pretrained.config import fields, pair, read_setting, require, share_out, square
 from minivlm.vit import ViT, ViTConfig
 
 VIT_KEYS = {  # our field -> published key, and the default of transformers' ViTConfig
@@ -22,12 +22,15 @@ VIT_KEYS = {  # our field -> published key, and the default of transformers' ViT
 def build_vit(config: dict, names: Collection[str] = ()) -> ViT:
     """The model of a published config.json; the names of its weights say if it has a classifier."""
     require(config, "pooler_act", "tanh")
-    labels = len(config.get("id2label") or "12")  # two where the file says nothing
+    labels = len(read_setting(config, "id2label") or "12")  # two where the file says nothing
+    config = config | {"patch_size": square(config, "patch_size", 16)}
+    ours = fields(config, VIT_KEYS)
+    share_out(config, "num_attention_heads", ours["width"], ours["heads"])
     return ViT(
         ViTConfig(
-            image_size=pair(config.get("image_size", 224)),
+            image_size=pair(config, "image_size", 224),
             classes=labels if "classifier.weight" in names else 0,
-            **fields(config, VIT_KEYS),
+            **ours,
         )
     )
 
