@@ -15,7 +15,7 @@ help:  ## this list
 fast:  ## unit tests without trainings, notebooks and mypy: under two minutes on one core
 	$(PYTHON) -m pytest tests -q $(SLOW:%=--ignore=tests/test_%.py) -k "not mypy and not tiny_settings"
 
-test:  ## every test, and every cell of every notebook: a quarter of an hour on one core
+test:  ## every test, and every cell of every notebook: about twenty minutes on one core
 	$(PYTHON) -m pytest
 
 notebooks:  ## execute every notebook and write it with its outputs

@@ -5,7 +5,7 @@ blip: retrieval, matching and captions of scenes; some 16 minutes.
 clip: an image encoder; three minutes. decoder: a language model of text alone; 12 on two cores.
 qformer: BLIP-2's stage 1, needs clip; six. blip2: its stage 2, needs qformer too; llava: both
 stages; both need clip and decoder; four and 28. qwen_vl: stages 1 and 2, needs decoder; some 20 on
-two cores. qwen2_vl: for videos; a few minutes. Each is trained in minivlm/toys/, in the module of
+two cores. qwen2_vl: for videos; five minutes. Each is trained in minivlm/toys/, in the module of
 its name; qformer, blip2 and llava in assistant.py.
 
 Another CPU gives other weights, because sums differ in the last digit and training makes much of
