@@ -2,19 +2,28 @@
 
 python -m minivlm caption IMAGE...: caption picture files with the captioner that was trained.
 python -m minivlm ask IMAGE "what colour is the star?": answer a question with a small LLaVA.
+python -m minivlm ask IMAGE: a conversation; questions are read line by line, to the end of input.
 Both take --checkpoint FOLDER for another model.
 """
 
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C ends at once. An exception would be a traceback while torch is imported, and would be
+    # swallowed where Python is clearing up. Nothing is lost: files are replaced whole or not.
+    signal.signal(signal.SIGINT, lambda *_: os.write(2, b"stopped\n") and os._exit(130))
+
 import argparse
 import io
-import os
 import sys
 import tempfile
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -78,7 +87,7 @@ def demo() -> int:
 def check_device() -> None:
     """ValueError where there is no such device as training will use."""
     try:
-        torch.zeros(1, device=default_device())
+        torch.zeros(1, device=default_device()).item()  # "meta" makes tensors, without numbers
     except (RuntimeError, AssertionError) as error:  # torch raises either
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"the device of MINIVLM_DEVICE cannot be used: {reason}") from None
@@ -170,12 +179,51 @@ def caption_files(paths: Sequence[str], folder: Path | None = None) -> int:
     return 1 if sum(not attempt(path, model.caption, f"{path}: ") for path in paths) else 0
 
 
-def ask_about(path: str, question: str, folder: Path | None = None) -> int:
-    """Answer a question about a picture file."""
+def ask_about(path: str, question: str | None, folder: Path | None = None) -> int:
+    """Answer a question about a picture file or, without one, those of the standard input."""
     model = open_or_explain(folder or ASSISTANT, "")
     if model is None:
         return 2
+    if question is None:
+        return converse(model, path)
     return 0 if attempt(path, lambda image: model.ask(image, question)) else 1
+
+
+def converse(model: Speaker, path: str) -> int:
+    """Answer each line of the standard input, after all that was said before it.
+
+    A question without an answer gets one line on stderr and leaves the conversation.
+    """
+    try:
+        image = read_picture(path)
+    except ValueError as error:
+        complain(str(error))
+        return 1
+    before: list[tuple[str, str]] = []
+    asked = 0
+    for question in typed_lines():
+        asked += 1
+        said = say_or_explain(path, partial(model.ask, image, question, tuple(before)))
+        if said:
+            before.append((question, said))
+            print(printable(said), flush=True)
+    return 0 if len(before) == asked else 1
+
+
+def typed_lines() -> Iterator[str]:
+    """The lines of the standard input that are not empty; a person is shown where to type."""
+    cue = "> " if sys.stdin.isatty() else ""
+    while True:
+        print(cue, end="", flush=True)
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            complain(f"a question is no text: {error}")
+            continue
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
 
 
 def attempt(path: str, speak: Callable[[Image.Image], str], label: str = "") -> bool:
@@ -185,15 +233,22 @@ def attempt(path: str, speak: Callable[[Image.Image], str], label: str = "") -> 
     except ValueError as error:
         complain(str(error))
         return False
+    said = say_or_explain(path, partial(speak, image))
+    if said:
+        print(printable(f"{label}{said}"))
+    return bool(said)
+
+
+def say_or_explain(path: str, speak: Callable[[], str]) -> str:
+    """What is said of a picture file, or one line on stderr and nothing."""
     try:
-        said = speak(image).strip()
+        said = speak().strip()
         if not said:
             raise ValueError("the model's answer is empty")
     except ValueError as error:
         complain(f"{path}: {error}")
-        return False
-    print(printable(f"{label}{said}"))
-    return True
+        return ""
+    return said
 
 
 class Parser(argparse.ArgumentParser):
@@ -211,9 +266,10 @@ def arguments_parser() -> argparse.ArgumentParser:
         "caption", help="caption picture files with the captioner that was trained"
     )
     caption.add_argument("images", nargs="+", metavar="IMAGE")
-    ask = commands.add_parser("ask", help="answer a question about a picture file")
+    ask = commands.add_parser("ask", help="answer questions about a picture file")
     ask.add_argument("image", metavar="IMAGE")
-    ask.add_argument("question", metavar="QUESTION")
+    about = "without one, questions are read line by line and the conversation is kept"
+    ask.add_argument("question", metavar="QUESTION", nargs="?", help=about)
     for command, default in (
         (caption, CAPTIONER),
         (ask, ASSISTANT.relative_to(ASSISTANT.parents[2])),
@@ -227,17 +283,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd files, which are read all the same
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a character, as for 红色
-        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         status = run(arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        complain("stopped")
-        return 130  # as shells count it: 128 and the number of the signal
-    except BrokenPipeError:  # who read the output has read enough, as in ``| head -1``
+    except OSError as error:
+        if error.filename is not None:  # it is not the output that cannot be written
+            raise
         # What is still in the buffer would raise again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        if isinstance(error, BrokenPipeError):  # who read it has read enough: ``| head -1``
+            return 141
+        complain(f"the output cannot be written: {error}")
+        return 1
     return status
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from minivlm.parts.decoder import Cache
 from minivlm.parts.layers import MLP, Attention, Maybe, activation, check_ids, init_weights
-from minivlm.parts.masks import bidirectional, causal, padding
+from minivlm.parts.masks import bidirectional, causal, count_positions, padding
 from minivlm.vit import ViT, ViTConfig
 
 SHARING = ("all", "all but self-attention", "none")  # what the two roles share (table 3)
@@ -73,20 +73,31 @@ class Med(nn.Module):
         self.blocks = nn.ModuleList(MedBlock(c) for _ in range(c.layers))
         self.apply(init_weights)
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """(B, T) ids -> (B, T, D), normalised; positions count from 0, padding or not."""
+    def embed(self, input_ids: Tensor, seen: Maybe = None) -> Tensor:
+        """(B, T) ids -> (B, T, D), normalised; positions count the ones of ``seen``, or all."""
         check_ids(input_ids, self.config.vocab_size, self.config.length)
-        return self.norm(self.words(input_ids) + self.positions.weight[: input_ids.shape[1]])
+        places = count_positions(torch.ones_like(input_ids) if seen is None else seen)
+        return self.norm(self.words(input_ids) + self.positions(places))
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Maybe, mask: Tensor, image: Maybe = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Maybe,
+        mask: Tensor,
+        image: Maybe = None,
+        *,
+        counted: bool = False,
     ) -> Tensor:
-        """Ids, attention_mask (B, T), mask (T, T), image states (B, N, memory) -> (B, T, D)."""
-        x, mask = self.embed(input_ids), mask.to(input_ids.device)
-        if image is not None and len(image) != len(x):
-            raise ValueError(f"{len(image)} images for {len(x)} texts")
+        """Ids, attention_mask (B, T), mask (T, T), image states (B, N, memory) -> (B, T, D).
+
+        Positions are columns, padding or not; ``counted``: those of the real tokens alone.
+        """
+        mask = mask.to(input_ids.device)
         if attention_mask is not None:
             mask = mask & padding(attention_mask, input_ids.shape)
+        x = self.embed(input_ids, attention_mask if counted else None)
+        if image is not None and len(image) != len(x):
+            raise ValueError(f"{len(image)} images for {len(x)} texts")
         for block in self.blocks:
             x = block(x, mask, image)
         return x
@@ -163,14 +174,14 @@ class Blip(nn.Module):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, T) -> unit vectors (B, D), read from the first token ([CLS]), without the image."""
-        x = self._role("encoder")(input_ids, attention_mask, bidirectional(input_ids.shape[1]))
+        x = self._role("encoder")(input_ids, attention_mask, bidirectional(input_ids.shape[-1]))
         return F.normalize(self.text_projection(x[:, 0]), dim=-1)
 
     def match_states(
         self, image: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
         """Image states (B, N, D), texts (B, T) from [ENC] on -> logits (B, 2): no match, match."""
-        mask = bidirectional(input_ids.shape[1])
+        mask = bidirectional(input_ids.shape[-1])
         x = self._role("encoder")(input_ids, attention_mask, mask, image)
         return self.match_head(x[:, 0])
 
@@ -186,15 +197,19 @@ class Blip(nn.Module):
         """Texts (B, T) from [DEC] on, image states (B, N, D) -> next-token logits (B, T, V)."""
         if cache is not None:
             raise ValueError("BLIP decodes without a cache here: generate(..., use_cache=False)")
-        states = self._role("decoder")(input_ids, attention_mask, causal(input_ids.shape[1]), image)
+        decoder, mask = self._role("decoder"), causal(input_ids.shape[-1])
+        states = decoder(input_ids, attention_mask, mask, image, counted=True)
         return self.head(states)
 
     def caption_logits(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """(B, C, H, W) and (B, T) -> next-token logits (B, T, V)."""
-        self._role("decoder")
-        return self(input_ids, self.vision(pixel_values), attention_mask)
+        """(B, C, H, W) and (B, T) -> next-token logits (B, T, V).
+
+        As published, padding on the left moves the positions; ``forward`` counts real tokens.
+        """
+        decoder, mask = self._role("decoder"), causal(input_ids.shape[-1])
+        return self.head(decoder(input_ids, attention_mask, mask, self.vision(pixel_values)))
 
 
 @dataclass(frozen=True)
@@ -320,8 +335,11 @@ class Pretraining(nn.Module):
         random_negatives: bool = False,
     ) -> dict[str, Tensor]:
         """Images (B, C, H, W), right-padded texts (B, T) from [CLS] on -> losses by name."""
-        if unknown := {*losses} - {*LOSSES}:
-            raise ValueError(f"unknown loss {min(unknown)!r}")
+        if not losses or (unknown := {*losses} - {*LOSSES}):
+            name = repr(min(unknown)) if losses else losses
+            raise ValueError(f"unknown loss {name}; known: {LOSSES}")
+        if len(pixel_values) != len(input_ids):
+            raise ValueError(f"{len(pixel_values)} images for {len(input_ids)} texts")
         seen = (input_ids != self.marks.pad).long()
         states, values = self.model.vision(pixel_values), {}
         batch = pixel_values, input_ids, seen
@@ -362,6 +380,8 @@ def matching_loss(
 def caption_loss(logits: Tensor, ids: Tensor, seen: Tensor, smoothing: float) -> Tensor:
     """Cross-entropy of all tokens but the first and padding: logits (B, T, V), ids, seen (B, T)."""
     target = ids[:, 1:].masked_fill(seen[:, 1:] == 0, -100).flatten()
+    if (target == -100).all():
+        raise ValueError("nothing to learn: no text has a token after its first")
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), target, label_smoothing=smoothing)
 
 
@@ -376,5 +396,7 @@ def draw_negatives(similarities: Tensor) -> Tensor:
 
     Where all are alike, it is a random one.
     """
+    if len(similarities) < 2:
+        raise ValueError(f"a wrong pair needs another: {len(similarities)} in the batch")
     weights = similarities.softmax(dim=1) + 1e-4
     return torch.multinomial(weights.fill_diagonal_(0), 1)[:, 0]

@@ -21,7 +21,7 @@ from minivlm.clip import ClipVision
 from minivlm.multimodal import IGNORE, Prompted, answer_loss
 from minivlm.parts.decoder import Cache, KVCache
 from minivlm.parts.layers import MLP, Attention, LayerCache, Maybe, check_ids, init_weights
-from minivlm.parts.masks import bidirectional, causal, multimodal_causal, padding
+from minivlm.parts.masks import bidirectional, causal, count_positions, multimodal_causal, padding
 from minivlm.vit import ViT, ViTConfig
 
 
@@ -88,12 +88,18 @@ class QFormer(nn.Module):
             block.register_module("mlp", None)
             block.register_module("mlp_norm", None)
 
-    def embed(self, input_ids: Tensor, past: int = 0) -> Tensor:
-        """(B, T) ids that follow ``past`` others -> (B, T, D), normalised."""
+    def embed(self, input_ids: Tensor, past: int = 0, seen: Maybe = None) -> Tensor:
+        """(B, T) ids that follow ``past`` others -> (B, T, D), normalised.
+
+        seen: the attention mask (B, past + T) of a text to go on with: positions count its ones,
+        and not, as where a text is read, every column.
+        """
         if self.words is None:
             raise ValueError("this Q-Former reads no text: it has no embeddings for it")
         check_ids(input_ids, self.config.vocab_size, self.config.length - past)
         positions = self.positions.weight[past : past + input_ids.shape[1]]
+        if seen is not None:
+            positions = self.positions(count_positions(seen)[:, past:])
         return self.norm(self.words(input_ids) + positions)
 
     def run(self, x: Tensor, mask: Tensor, image: Maybe = None, cache: Cache = None) -> Tensor:
@@ -132,7 +138,7 @@ class QFormer(nn.Module):
         if ids is not None:
             if len(ids) != len(image):
                 raise ValueError(f"{len(image)} images for {len(ids)} texts")
-            x = torch.cat([x, self.embed(ids)], dim=1)
+            x = torch.cat([x, self.embed(ids, seen=None if mask is None else seen)], dim=1)
         mask = bidirectional(x.shape[1]) if mask is None else mask
         return self.run(x, self.hide_padding(mask, seen, len(x)), image, cache)
 
@@ -163,7 +169,7 @@ class QFormer(nn.Module):
 
     def read(self, input_ids: Tensor, attention_mask: Maybe = None) -> Tensor:
         """Texts (B, T) alone -> (B, T, D)."""
-        mask = bidirectional(input_ids.shape[1]).to(input_ids.device)
+        mask = bidirectional(input_ids.shape[-1]).to(input_ids.device)
         if attention_mask is not None:
             mask = mask & padding(attention_mask, input_ids.shape)
         return self.run(self.embed(input_ids), mask)
@@ -182,7 +188,7 @@ class QFormer(nn.Module):
                 mask = multimodal_causal(queries, length)
                 return self.states(image, input_ids, attention_mask, mask)[:, queries:]
             self.states(image, cache=cache)
-        x = self.embed(input_ids, cache.length - queries)
+        x = self.embed(input_ids, cache.length - queries, attention_mask)
         mask = self.hide_padding(causal(length, cache.length), attention_mask, len(x))
         return self.run(x, mask, cache=cache)
 
@@ -242,7 +248,8 @@ class Blip2(Prompted):
     def _text(self, input_ids: Tensor, attention_mask: Maybe) -> tuple[Tensor, Maybe]:
         """Texts without the placeholders that transformers' processor writes before them."""
         queries = self.qformer.config.queries
-        if input_ids.shape[-1] <= queries or (input_ids[:, :queries] != self.image_token_id).any():
+        places = input_ids[..., :queries] == self.image_token_id
+        if input_ids.ndim != 2 or input_ids.shape[1] <= queries or not places.all():
             return input_ids, attention_mask
         if attention_mask is not None:
             attention_mask = attention_mask[:, queries:]

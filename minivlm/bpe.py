@@ -3,7 +3,7 @@
 In: a str without lone surrogates. Out: its ids, a list of int in [0, vocab_size), from which the
 text comes back without loss. In between: bytes, in the pieces that a regular expression cuts.
 Training is algorithm 1 of Sennrich et al.; bytes and pieces are section 2.2 of Radford et al.
-(GPT-2). The patterns, the order of the bytes and the files are in parts/tokenizer_files.py.
+(GPT-2). The patterns, the order of the bytes and the files are in formats/.
 
 The ids are those of the `tokenizers` library, whose two rules are kept: training takes the most
 frequent pair and, among equals, the smaller (left id, right id); encoding merges the pair that
@@ -24,19 +24,11 @@ from typing import Literal
 import regex
 import tiktoken
 
-from minivlm.parts import tokenizer_files
-from minivlm.parts.tokenizer_files import (
-    BYTE_TO_CHAR,  # noqa: F401 (handed on)
-    BYTE_TO_ID,
-    CL100K_SPLIT,
-    GPT2_SPLIT,
-    ID_TO_BYTE,
-    NO_SPLIT,
-    QWEN2_SPLIT,
-    from_visible,  # noqa: F401 (handed on)
-    to_visible,
-)
+from minivlm.formats import patterns, tokenizer_files
+from minivlm.formats.patterns import GPT2_SPLIT, pretokenize
+from minivlm.formats.tokenizer_files import BYTE_TO_ID, ID_TO_BYTE, to_visible
 
+CL100K_SPLIT, QWEN2_SPLIT, NO_SPLIT = patterns.CL100K_SPLIT, patterns.QWEN2_SPLIT, patterns.NO_SPLIT
 CACHED_WORDS = 1 << 17  # a tokenizer remembers the ids of so many words ...
 CACHED_LENGTH = 100  # ... of at most so many characters
 Counts = defaultdict[str, int]  # {pair: how often it occurs}
@@ -58,20 +50,8 @@ def compile_split(pattern: str) -> regex.Pattern:
     """The pattern, compiled; ValueError if it is no regular expression."""
     try:
         return regex.compile(pattern)
-    except (regex.error, TypeError) as error:
+    except (regex.error, TypeError, RecursionError) as error:
         raise ValueError(f"split pattern {pattern!r} is no regular expression: {error}") from None
-
-
-def pretokenize(split: regex.Pattern, text: str) -> list[str]:
-    """The pieces that no merge may cross. What the pattern leaves out is a piece too."""
-    words = split.findall(text) if not split.groups else []
-    if sum(map(len, words)) == len(text):
-        return words
-    words, end = [], 0
-    for match in split.finditer(text):
-        words += [text[end : match.start()], match.group()]
-        end = match.end()
-    return [word for word in (*words, text[end:]) if word]
 
 
 def count_words(texts: str | Iterable[str], split: regex.Pattern) -> Counter[str]:
@@ -127,7 +107,7 @@ def merge_pair(
     """Write `new` for `pair` in every word, correct counts and index, return pairs that arose."""
     left, right = pair[0], pair[1]
     fresh = set()
-    for i in words_with.pop(pair):
+    for i in dict.fromkeys(words_with.pop(pair)):  # each word once
         if pair not in words[i]:  # the index is lazy too
             continue
         words[i] = word = words[i].replace(pair, new)
@@ -154,7 +134,8 @@ class BPETokenizer:
     ranks: {bytes: id} of the ordinary tokens. merges: pairs of tokens, the first has priority.
     Several pairs may spell one token and then share its id. Only files hold that; training cannot
     produce it, because up to each step a string is merged in the same way everywhere. late_tokens:
-    the special tokens that are looked for after normalization ("normalized" in tokenizer.json).
+    the special tokens that are looked for after normalization ("normalized" in tokenizer.json), in
+    their own normal form. plain_tokens: those that "special": false says are text for a reader.
     """
 
     def __init__(
@@ -167,10 +148,14 @@ class BPETokenizer:
         normalization: Literal["NFC", "NFD", "NFKC", "NFKD"] | None = None,
         ignore_merges: bool = False,  # a whole word of the vocabulary is taken at once (Llama 3)
         late_tokens: Collection[str] = (),
+        plain_tokens: Collection[str] = (),
     ) -> None:
         self.ranks, self.merges, self.pattern = dict(ranks), list(merges), pattern
         self.special_tokens, self.late_tokens = dict(special_tokens or {}), frozenset(late_tokens)
         self.normalization, self.ignore_merges = normalization, ignore_merges
+        self.plain_tokens = frozenset(plain_tokens)
+        if normalization not in (None, "NFC", "NFD", "NFKC", "NFKD"):
+            raise ValueError(f"unknown normalization {normalization!r}; not NFC, NFD, NFKC, NFKD")
         self._split = compile_split(pattern)
         self._tokens = _invert(self.ranks, self.special_tokens)
         self._byte_ids = {token[0]: i for token, i in self.ranks.items() if len(token) == 1}
@@ -180,6 +165,9 @@ class BPETokenizer:
                 if token not in self.ranks:
                     raise ValueError(f"merge {rank} needs {to_visible(token)!r}, which is no token")
             self._pairs[self.ranks[left], self.ranks[right]] = rank, self.ranks[left + right]
+        self._late = {self._normalize(token): token for token in self.late_tokens}
+        if len(self._late) < len(self.late_tokens):
+            raise ValueError(f"late tokens with one {normalization} form: {sorted(late_tokens)}")
         self._cache: dict[str, list[int]] = {}  # word -> ids
 
     @classmethod
@@ -216,17 +204,19 @@ class BPETokenizer:
         """Ids of text. A special token must be allowed ("all": each is), else ValueError."""
         check_text(text)
         allowed = self._allowed(allowed_special)
-        found = _any_of(frozenset(self.special_tokens) - allowed).search(text)
-        if found:
-            raise ValueError(f"text contains the special token {found[0]!r}, which is not allowed")
-        early, late = allowed - self.late_tokens, allowed & self.late_tokens
+        early = frozenset(self.special_tokens.keys() - self.late_tokens)
+        late = frozenset(form for form, token in self._late.items() if token in allowed)
+        _refuse(early - allowed, text)
         ids: list[int] = []
-        for part in _any_of(early).split(text):  # special tokens, and what lies between them
-            if part in early:
+        for part in _any_of(early & allowed).split(text):  # special tokens, and what lies between
+            if part in early & allowed:
                 ids.append(self.special_tokens[part])
                 continue
-            for piece in _any_of(late).split(self._normalize(part)):
-                ids += [self.special_tokens[piece]] if piece in late else self._encode_words(piece)
+            part = self._normalize(part)
+            _refuse(self._late.keys() - late, part)
+            for piece in _any_of(late).split(part):
+                token = self._late[piece] if piece in late else None
+                ids += self._encode_words(piece) if token is None else [self.special_tokens[token]]
         return ids
 
     def encode_ordinary(self, text: str) -> list[int]:
@@ -254,23 +244,23 @@ class BPETokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "BPETokenizer":
         """Read what `save` wrote, or any tokenizer.json of a byte-level BPE; else ValueError."""
-        return cls(**tokenizer_files.read_byte_level(Path(path)))
+        return tokenizer_files.read_byte_level(Path(path), cls)
 
     @classmethod
     def from_hf(cls, folder: str | Path) -> "BPETokenizer":
         """Read a folder with tokenizer.json, or vocab.json and merges.txt (GPT-2, Qwen, ...)."""
-        return cls(**tokenizer_files.read_folder(Path(folder)))
+        return tokenizer_files.read_folder(Path(folder), cls)
 
     def to_tiktoken(self) -> tiktoken.Encoding:
         """The same ids at Rust's speed; ValueError where tiktoken's rule would give others."""
         conflict = _special_conflict(self) or _rank_conflict(self)
         if conflict:
             raise ValueError(f"not representable in tiktoken: {conflict}")
-        pattern, special = self.pattern, self.special_tokens
-        if pattern not in (GPT2_SPLIT, CL100K_SPLIT, QWEN2_SPLIT, NO_SPLIT):
-            pattern = rf"(?:{pattern})|(?:(?!{pattern})[\s\S])+"  # keeps what it would leave out
         return tiktoken.Encoding(
-            "minivlm", pat_str=pattern, mergeable_ranks=self.ranks, special_tokens=special
+            "minivlm",
+            pat_str=patterns.for_tiktoken(self.pattern),
+            mergeable_ranks=self.ranks,
+            special_tokens=self.special_tokens,
         )
 
     def _allowed(self, given: Iterable[str] | str) -> frozenset[str]:
@@ -337,6 +327,12 @@ def _any_of(tokens: frozenset[str]) -> regex.Pattern:
     """Finds each of the tokens, of several that begin at one place the longest."""
     longest_first = sorted(tokens, key=len, reverse=True)
     return regex.compile(f"({'|'.join(map(regex.escape, longest_first))})" if tokens else "((?!))")
+
+
+def _refuse(tokens: Collection[str], text: str) -> None:
+    found = _any_of(frozenset(tokens)).search(text)
+    if found:
+        raise ValueError(f"text contains the special token {found[0]!r}, which is not allowed")
 
 
 def _check_special(tokens: Iterable[str]) -> list[str]:

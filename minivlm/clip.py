@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minivlm.parts.layers import MLP, attend, check_ids, init_weights, merge_heads, split_heads
 from minivlm.parts.masks import causal, padding
-from minivlm.vit import EncoderBlock
+from minivlm.vit import EncoderBlock, Patches
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of its pixels, by channel
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -67,7 +67,7 @@ class ClipVision(nn.Module):
         super().__init__()
         c = self.config = config
         self.patches = (c.image_size // c.patch) ** 2
-        self.patch = nn.Conv2d(c.channels, c.width, c.patch, stride=c.patch, bias=False)
+        self.patch = Patches(c.channels, c.width, c.patch, bias=False)
         self.class_token = nn.Parameter(torch.empty(c.width))
         self.positions = nn.Parameter(torch.empty(1 + self.patches, c.width))
         self.pre_norm = nn.LayerNorm(c.width, c.eps)
@@ -79,7 +79,7 @@ class ClipVision(nn.Module):
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1 + N, D), normalised."""
-        check_pixels(pixel_values, self.config)
+        check_size(pixel_values, self.config)
         patches = self.patch(pixel_values).flatten(2).transpose(1, 2)  # (B, N, D)
         token = self.class_token.expand(len(patches), 1, -1)
         return self.pre_norm(torch.cat([token, patches], dim=1) + self.positions)
@@ -149,7 +149,7 @@ class Clip(nn.Module):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, T) -> unit vectors (B, D), read from the end-of-text token, which has seen all."""
-        x = self.text(input_ids, attention_mask, causal(input_ids.shape[1]).to(input_ids.device))
+        x = self.text(input_ids, attention_mask, causal(input_ids.shape[-1]).to(input_ids.device))
         rows, at = torch.arange(len(x)), end_of_text(input_ids, self.text.config.eos_id)
         return F.normalize(self.text_projection(x[rows.to(x.device), at]), dim=-1)
 
@@ -210,7 +210,7 @@ class SiglipVision(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
         c = self.config = config
-        self.patch = nn.Conv2d(c.channels, c.width, c.patch, stride=c.patch)
+        self.patch = Patches(c.channels, c.width, c.patch)
         self.positions = nn.Parameter(torch.empty((c.image_size // c.patch) ** 2, c.width))
         self.blocks = encoder_blocks(c)
         self.post_norm = nn.LayerNorm(c.width, c.eps)
@@ -220,7 +220,7 @@ class SiglipVision(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, D) after the final norm."""
-        check_pixels(pixel_values, self.config)
+        check_size(pixel_values, self.config)
         x = self.patch(pixel_values).flatten(2).transpose(1, 2) + self.positions
         for block in self.blocks:
             x = block(x)
@@ -254,19 +254,27 @@ class Siglip(nn.Module):
         return self.scale.exp() * cosine + self.bias
 
 
-def check_pixels(pixel_values: Tensor, config: VisionConfig) -> None:
-    """ValueError unless pixel_values are (B, C, H, W) of the size that the positions are for."""
-    expected = (config.channels, config.image_size, config.image_size)
-    if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
-        raise ValueError(f"pixel_values must be (B, *{expected}), got {tuple(pixel_values.shape)}")
+def check_size(pixel_values: Tensor, c: VisionConfig) -> None:
+    """ValueError unless the pixels (B, C, H, W) have the size that the positions are for."""
+    got, expected = tuple(pixel_values.shape), (c.channels, c.image_size, c.image_size)
+    if len(got) != 4 or got[1:] != expected:
+        raise ValueError(f"pixel_values must be (B, *{expected}), got {got}")
+
+
+def check_pairs(image: Tensor, text: Tensor, least: int) -> None:
+    """ValueError unless the vectors are (B, D) each, B pairs and at least so many."""
+    got, other = tuple(image.shape), tuple(text.shape)
+    if got != other or len(got) != 2 or got[0] < least:
+        raise ValueError(f"need vectors (B, D) of B pairs, {least} or more; got {got} and {other}")
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     """CLIP's loss (figure 3): unit vectors (B, D) each, in pairs -> cross-entropy, both ways.
 
     The scale enters as its logarithm; clamp it to ln 100 after each step, as the paper does
-    (section 2.5).
+    (section 2.5). ValueError for fewer than two pairs, which no vectors tell apart.
     """
+    check_pairs(image, text, least=2)
     logits = scale.exp() * image @ text.T  # (B, B)
     target = torch.arange(len(image), device=image.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -277,6 +285,7 @@ def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Te
 
     It is summed over all pairs and divided by B, not by B * B.
     """
+    check_pairs(image, text, least=1)
     logits = scale.exp() * image @ text.T + bias
     sign = 2 * torch.eye(len(image), device=image.device) - 1
     return -F.logsigmoid(sign * logits).sum() / len(image)

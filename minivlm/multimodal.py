@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minivlm.bpe import BPETokenizer
-from minivlm.parts.decoder import Cache, Decoder, DecoderConfig, visible
+from minivlm.parts.decoder import Cache, Decoder, DecoderConfig, KVCache, NextToken, visible
+from minivlm.parts.generation import check_prompts
 from minivlm.parts.layers import MLP, Attention, Maybe, init_weights
 from minivlm.vit import ViT, ViTConfig
 
@@ -103,6 +104,8 @@ class Processor:
         if side not in ("left", "right"):
             raise ValueError(f"padding goes to the left or the right, not {side!r}")
         fills = {"input_ids": self._id("<|pad|>"), "labels": IGNORE, "attention_mask": 0}
+        if not rows:
+            raise ValueError("no row given: nothing to collate")
         longest = max(row["input_ids"].shape[1] for row in rows)
         batch = {}
         for name, fill in fills.items():
@@ -121,6 +124,8 @@ class Processor:
         Positions count anew in each; ``segments`` (with ``causal``) keeps them apart; the padding
         is a segment of its own. ValueError for a row longer than ``length``.
         """
+        if not rows:
+            raise ValueError("no row given: nothing to pack")
         packed: list[list[Tensor]] = []
         used = length
         for number, row in enumerate(rows):
@@ -135,17 +140,13 @@ class Processor:
             place = torch.arange(len(ids))
             packed[-1].append(torch.stack([ids, label, torch.full_like(ids, number), place]))
             used += len(ids)
-        fills = {
-            "input_ids": self._id("<|pad|>"),
-            "labels": IGNORE,
-            "segment_ids": -1,
-            "position_ids": 0,
-        }
+        names = ("input_ids", "labels", "segment_ids", "position_ids")
+        fills = (self._id("<|pad|>"), IGNORE, -1, 0)
         whole = [torch.cat(parts, dim=1) for parts in packed]  # (4, up to length) each
         columns = zip(*whole, strict=True)
         batch = {
             name: torch.stack([F.pad(t, (0, length - len(t)), value=fill) for t in column])
-            for (name, fill), column in zip(fills.items(), columns, strict=True)
+            for name, fill, column in zip(names, fills, columns, strict=True)
         }
         return batch | joined_images(rows)
 
@@ -224,6 +225,8 @@ class Processor:
         return self.tokenizer.encode(text) if self.refuse else self.tokenizer.encode_ordinary(text)
 
     def _id(self, name: str) -> int:
+        if name not in self.tokenizer.special_tokens:
+            raise ValueError(f"the tokenizer has no control token {name!r}")
         return self.tokenizer.special_tokens[name]
 
 
@@ -234,15 +237,17 @@ def splice(embeds: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
     """
     images, each = vectors.shape[:2]
     per_row = places.sum(dim=1)
+    if vectors.shape[2:] != embeds.shape[2:]:
+        raise ValueError(f"vectors {tuple(vectors.shape)} do not fit into {tuple(embeds.shape)}")
     if per_row.sum() != images * each or (per_row % each).any():
         raise ValueError(
             f"{images} images take {images * each} placeholders, {each} each; "
             f"the rows hold {per_row.tolist()}"
         )
-    return embeds.masked_scatter(places[..., None], vectors)
+    return embeds.masked_scatter(places[..., None], vectors.to(embeds.dtype))
 
 
-class Prompted(nn.Module):
+class Prompted(NextToken):
     """A language model in whose prompts every image is a run of placeholder ids.
 
     A subclass has the ``decoder``, the ``image_token_id``, in its table or not, and
@@ -251,6 +256,7 @@ class Prompted(nn.Module):
 
     decoder: Any  # called as ``Decoder`` is; a Blip2 may have none
     image_token_id: int
+    new_cache = KVCache
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """(M, C, H, W) -> (M, N, D) in the language model's width."""
@@ -274,7 +280,10 @@ class Prompted(nn.Module):
         cache: Cache = None,
         **inputs: Maybe,
     ) -> Tensor:
-        """As ``forward`` -> the language model's states after its final norm (B, T, D)."""
+        """Ids (B, T), images (M, C, H, W) or None, attention_mask (B, S) -> states (B, T, D).
+
+        They are the language model's, after its final norm.
+        """
         if pixel_values is not None:
             embeds = self.embed(input_ids, pixel_values, **inputs)
             mask = self.mask(input_ids)
@@ -286,26 +295,12 @@ class Prompted(nn.Module):
             )
         return self.decoder.states(input_ids, attention_mask, cache)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        pixel_values: Maybe = None,
-        attention_mask: Maybe = None,
-        cache: Cache = None,
-        **inputs: Maybe,
-    ) -> Tensor:
-        """Ids (B, T), images (M, C, H, W) or None, attention_mask (B, S) -> logits (B, T, V)."""
-        states = self.states(input_ids, pixel_values, attention_mask, cache, **inputs)
-        return self.decoder.head(states)
-
-    def next_logits(self, input_ids: Tensor, **inputs: Any) -> Tensor:
-        """As ``forward``, of the last position alone: (B, V)."""
-        return self.decoder.head(self.states(input_ids, **inputs)[:, -1])
-
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each token whose label (B, T) is not IGNORE, by the logits (B, T, V)."""
     logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    if (labels == IGNORE).all():
+        raise ValueError(f"nothing to learn: every label after the first is {IGNORE}")
     return F.cross_entropy(logits, labels, ignore_index=IGNORE)
 
 
@@ -326,11 +321,10 @@ class ImageVocabulary:
 
     def to_ids(self, codes: Tensor) -> Tensor:
         """Codes (B, rows, columns) -> (B, 1 + N + 1) ids, row by row, between the marks."""
-        if tuple(codes.shape[1:]) != self.grid or codes.min() < 0 or codes.max() >= self.codes:
-            raise ValueError(
-                f"need codes (B, *{self.grid}) in 0..{self.codes - 1}, "
-                f"got shape {tuple(codes.shape)}"
-            )
+        outside = codes[(codes < 0) | (codes >= self.codes)].tolist()
+        if tuple(codes.shape[1:]) != self.grid or outside:
+            need = f"codes (B, *{self.grid}) in 0..{self.codes - 1}"
+            raise ValueError(f"need {need}, got shape {tuple(codes.shape)}, outside {outside[:5]}")
         started = F.pad(codes.flatten(1) + self.text_size, (1, 0), value=self.start)
         return F.pad(started, (0, 1), value=self.end)
 
@@ -341,14 +335,27 @@ class ImageVocabulary:
         """
         rows, columns = self.grid
         wrong = ids[(ids < self.text_size) | (ids >= self.size)]
-        if len(wrong) or ids.shape[1] != rows * columns:
-            culprit = f"{ids.shape[1]} tokens"
+        if len(wrong) or ids.ndim != 2 or ids.shape[1] != rows * columns:
+            culprit = f"{ids.shape[-1]} tokens of shape {tuple(ids.shape)}"
             if len(wrong):
                 culprit = f"token {wrong[0].item()} is no image code"
             raise ValueError(
                 f"{culprit}: an image is {rows} x {columns} of {self.text_size}..{self.size - 1}"
             )
         return (ids - self.text_size).unflatten(1, self.grid)
+
+
+def align_questions(
+    input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Padded questions (B, T) -> with their padding on the left: the last token gives the answer.
+
+    ValueError unless each has its image.
+    """
+    if len(pixel_values) != len(input_ids):
+        raise ValueError(f"{len(pixel_values)} images for {len(input_ids)} questions")
+    ids, mask = check_prompts(input_ids, attention_mask)
+    return ids, torch.ones_like(ids) if mask is None else mask
 
 
 class EarlyFusion(nn.Module):
@@ -359,7 +366,8 @@ class EarlyFusion(nn.Module):
         self.vision, self.decoder = ViT(vision), Decoder(text)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Tensor:
-        """Left-padded questions (B, T), images (B, C, H, W) -> (B, V), the logits of the answer."""
+        """Padded questions (B, T), images (B, C, H, W) -> (B, V), the logits of the answer."""
+        input_ids, attention_mask = align_questions(input_ids, attention_mask, pixel_values)
         image = self.vision(pixel_values)  # (B, 1 + N, D)
         embeds = torch.cat([image, self.decoder.embed(input_ids)], dim=1)
         mask = torch.cat([attention_mask.new_ones(image.shape[:2]), attention_mask], dim=1)
@@ -377,6 +385,7 @@ class LateFusion(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Tensor:
         """As ``EarlyFusion``."""
+        input_ids, attention_mask = align_questions(input_ids, attention_mask, pixel_values)
         question = self.decoder.states(input_ids, attention_mask)[:, -1]  # (B, D)
         image = self.vision(pixel_values)[:, 0]
         return self.decoder.head(self.merge(torch.cat([image, question], dim=1)))
@@ -416,6 +425,7 @@ class CrossFusion(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Tensor:
         """As ``EarlyFusion``."""
+        input_ids, attention_mask = align_questions(input_ids, attention_mask, pixel_values)
         image = self.vision(pixel_values)
         x = self.decoder.embed(input_ids)
         mask, rotary = visible(x, attention_mask), self.decoder.rotary(x)

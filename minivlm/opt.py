@@ -5,19 +5,17 @@ Older than Llama's recipe: learned positions, LayerNorm before ReLU MLPs, biases
 layer.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from minivlm.clip import TextConfig, encoder_blocks
-from minivlm.parts.decoder import Cache, visible
+from minivlm.parts.decoder import Cache, NextToken, visible
 from minivlm.parts.layers import Maybe, check_ids, init_weights
 
 OFFSET = 2  # the first rows of the position table are no positions; padding takes row 1
 
 
-class Opt(nn.Module):
+class Opt(NextToken):
     """Embedding and learned positions, pre-norm blocks, causal mask, tied output layer."""
 
     def __init__(self, config: TextConfig):
@@ -65,11 +63,3 @@ class Opt(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, mask, cache.layer(i) if cache else None)
         return self.norm(x)
-
-    def forward(self, *args: Any, **options: Any) -> Tensor:
-        """As ``states`` -> logits (B, T, V)."""
-        return self.head(self.states(*args, **options))
-
-    def next_logits(self, *args: Any, **options: Any) -> Tensor:
-        """As ``forward``, of the last position alone: (B, V)."""
-        return self.head(self.states(*args, **options)[:, -1])

@@ -46,6 +46,8 @@ def smart_resize(
     As published, quirks too: halves round to even, so a side of half a factor becomes 0 and then
     counts as too small. ValueError for an aspect ratio above 200.
     """
+    if factor < 1:
+        raise ValueError(f"sides are multiples of patch * merge, which must not be {factor}")
     if min(height, width) < 1 or max(height, width) > 200 * min(height, width):
         raise ValueError(
             f"an image of {height} x {width} pixels: sides must be 1 or more, the ratio 200 or less"
@@ -92,7 +94,8 @@ def preprocess_videos(
 ) -> tuple[Tensor, Tensor]:
     """Videos, each frames of one size -> pixel_values (N, C * T * P * P), grid_thw (n, 3).
 
-    min_pixels, max_pixels: of a frame. Qwen3-VL has patch=16 and 0.5 for each mean and std. An odd
+    min_pixels, max_pixels: of a frame. Qwen3-VL has patch=16, 0.5 for each mean and std, and other
+    limits: ``pretrained.qwen2_vl.image_options`` says all of it. An odd
     last frame is shown twice. ValueError for what is no image, for frames of different sizes, and
     from ``smart_resize``.
     """
@@ -129,6 +132,17 @@ def to_patches(
     x = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # (t, h/m, w/m, m, m, C, T, P, P)
     t, rows, columns = x.shape[:3]
     return x.flatten(5).flatten(0, 4), (t, rows * merge, columns * merge)
+
+
+def check_grids(grid_thw: Tensor, merge: int) -> None:
+    """ValueError unless the grids are integers (n, 3), n >= 1, of whole squares of patches."""
+    shaped = grid_thw.ndim == 2 and grid_thw.shape[1] == 3 and len(grid_thw) > 0
+    whole = shaped and not grid_thw.is_floating_point() and (grid_thw >= 1).all()
+    if not whole or (grid_thw[:, 1:] % merge).any():
+        raise ValueError(
+            f"grid_thw must be integers (n, 3), h and w multiples of {merge}; "
+            f"got {grid_thw.tolist()}"
+        )
 
 
 def patch_places(grid_thw: Tensor, merge: int = 2) -> tuple[Tensor, Tensor]:
@@ -248,19 +262,16 @@ class Qwen2Vision(nn.Module):
 
     def embed(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
         """Patches (N, C * T * P * P) -> (N, D): convolution with stride = kernel is one matrix."""
-        merge, weight = self.config.merge, self.patch.weight.flatten(1)
-        shaped = grid_thw.ndim == 2 and grid_thw.shape[1] == 3
-        if not shaped or (grid_thw < 1).any() or (grid_thw[:, 1:] % merge).any():
-            raise ValueError(
-                f"grid_thw must be (n, 3), h and w multiples of {merge}; got {grid_thw.tolist()}"
-            )
+        weight = self.patch.weight.flatten(1)
+        check_grids(grid_thw, self.config.merge)
         need = (grid_thw.prod(dim=1).sum().item(), weight.shape[1])
-        if tuple(pixel_values.shape) != need:
+        got = tuple(pixel_values.shape)
+        if got != need or not pixel_values.is_floating_point():
             raise ValueError(
                 f"grid_thw {grid_thw.tolist()} needs pixel_values {need}, "
-                f"got {tuple(pixel_values.shape)}"
+                f"got {got} of {pixel_values.dtype}"
             )
-        return F.linear(pixel_values, weight, self.patch.bias)
+        return F.linear(pixel_values.to(weight.dtype), weight, self.patch.bias)
 
     def states(self, x: Tensor, grid_thw: Tensor) -> Iterator[Tensor]:
         """Embedded patches (N, D) -> the same after each block.

@@ -11,17 +11,16 @@ and what ``qwen2_vision.preprocess`` makes of the images of all rows, in their o
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minivlm.multimodal import splice
-from minivlm.parts.decoder import Decoder, DecoderConfig, KVCache, per_head, visible
+from minivlm.parts.decoder import Decoder, DecoderConfig, KVCache, NextToken, per_head, visible
 from minivlm.parts.layers import Maybe
 from minivlm.parts.masks import padding
 from minivlm.parts.rope import mrope_axes, mrope_tables
-from minivlm.qwen2_vision import Qwen2Vision, Qwen3Vision, Qwen25Vision, TowerConfig
+from minivlm.qwen2_vision import Qwen2Vision, Qwen3Vision, Qwen25Vision, TowerConfig, check_grids
 
 Seconds = Tensor | Sequence[float] | None  # of each video, from one pair of frames to the next
 
@@ -39,9 +38,9 @@ def video_text(grid_thw: Sequence[int], times: Sequence[float], merge: int = 2) 
     make t pairs.
     """
     t, h, w = (int(n) for n in grid_thw)
-    times = [*times, *times[-1:]][: 2 * t]
-    if len(times) != 2 * t:
+    if len(times) not in (2 * t - 1, 2 * t):
         raise ValueError(f"{t} pairs of frames need {2 * t} times or one less, got {len(times)}")
+    times = [*times, *times[-1:]][: 2 * t]
     means = [(first + last) / 2 for first, last in zip(times[::2], times[1::2], strict=True)]
     frame = image_text((1, h, w), "<|video_pad|>", merge)
     return "".join(f"<{mean:.1f} seconds>{frame}" for mean in means)
@@ -105,7 +104,7 @@ class Qwen2VLConfig:
     video_token_id: int = 151656
 
 
-class Qwen2VL(nn.Module):
+class Qwen2VL(NextToken):
     """Qwen2-VL: a tower whose tokens take the placeholders, and a ``Decoder`` under M-RoPE."""
 
     kind, tower, interleaved = "qwen2_vl", Qwen2Vision, False
@@ -160,8 +159,11 @@ class Qwen2VL(nn.Module):
 
     def token_grids(self, grid_thw: Maybe) -> list[list[int]]:
         """Grids of patches (n, 3) -> of tokens."""
+        if grid_thw is None:
+            return []
         m = self.config.vision.merge
-        return [] if grid_thw is None else [[t, h // m, w // m] for t, h, w in grid_thw.tolist()]
+        check_grids(grid_thw, m)
+        return [[t, h // m, w // m] for t, h, w in grid_thw.tolist()]
 
     def embed(
         self, input_ids: Tensor, images: dict[int, tuple[Tensor, Tensor]]
@@ -212,7 +214,11 @@ class Qwen2VL(nn.Module):
         video_grid_thw: Maybe = None,
         second_per_grid_ts: Seconds = None,
     ) -> Tensor:
-        """As ``forward`` -> the language model's states after its final norm (B, T, D)."""
+        """Ids (B, T), patches (N, C * T * P * P), grids (n, 3) -> states (B, T, D).
+
+        They are the language model's, after its final norm. attention_mask: (B, S). The images are
+        those of all rows, in their order. ValueError where they and the placeholders do not agree.
+        """
         c, past = self.config, cache.length if cache else 0
         given = {
             c.image_token_id: (pixel_values, image_grid_thw),
@@ -241,18 +247,6 @@ class Qwen2VL(nn.Module):
             cache.next_position = positions.amax(dim=(0, 2))[:, None] + 1
         x, deep = self.embed(input_ids, images)
         return self.run(x, deep, positions, visible(x, attention_mask, cache), cache)
-
-    def forward(self, input_ids: Tensor, *args: Any, **inputs: Any) -> Tensor:
-        """Ids (B, T), patches (N, C * T * P * P), grids (n, 3) -> logits (B, T, V).
-
-        Arguments as those of ``states``; its attention_mask is (B, S). The images are those of all
-        rows, in their order. ValueError where they and the placeholders do not agree.
-        """
-        return self.decoder.head(self.states(input_ids, *args, **inputs))
-
-    def next_logits(self, input_ids: Tensor, *args: Any, **inputs: Any) -> Tensor:
-        """As ``forward``, of the last position alone: (B, V)."""
-        return self.decoder.head(self.states(input_ids, *args, **inputs)[:, -1])
 
 
 class Qwen25VL(Qwen2VL):

@@ -34,7 +34,7 @@ from minivlm.parts.layers import (
     split_heads,
 )
 from minivlm.parts.masks import causal, segments
-from minivlm.vit import resize_positions, sincos_2d
+from minivlm.vit import Patches, resize_positions, sincos_2d
 
 EPS = 1e-6  # of every norm
 BIGG = VisionConfig(
@@ -49,7 +49,7 @@ class ImageTower(nn.Module):
         super().__init__()
         c = self.config = config
         self.side = c.image_size // c.patch
-        self.patch = nn.Conv2d(c.channels, c.width, c.patch, stride=c.patch, bias=False)
+        self.patch = Patches(c.channels, c.width, c.patch, bias=False)
         self.positions = nn.Parameter(torch.empty(self.side**2, c.width))
         self.pre_norm = nn.LayerNorm(c.width, c.eps)
         self.blocks = encoder_blocks(c)

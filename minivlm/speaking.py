@@ -6,7 +6,9 @@ config.json says which one a folder holds. A published model is asked in the wor
 its tokenizer.json is read with the tokenizers library.
 """
 
+import reprlib
 from collections.abc import Callable, Sequence
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +21,7 @@ from minivlm.multimodal import IMAGE
 from minivlm.parts.generation import generate
 from minivlm.pretrained import from_pretrained
 from minivlm.pretrained.checkpoints import read_json
+from minivlm.pretrained.config import TOKEN, Number, Several, read_setting, refuse, section
 from minivlm.scenes.pixels import pixels
 from minivlm.toys.assistant import Assistant
 from minivlm.toys.blip import ToyBlip
@@ -26,7 +29,11 @@ from minivlm.toys.captioner import Captioner
 from minivlm.toys.common import SPEAKER
 from minivlm.vit import as_rgb, to_pixels
 
+Said = Sequence[tuple[str, str]]  # the questions of a conversation so far, and what was answered
+
 LONGEST = 40  # tokens of an answer
+MOST_PIXELS = 2**24  # of an image that is made for a model
+FACTOR = Number(1e-9, 1e9, whole=False)  # from bytes to what is normalised
 
 
 class Speaker(Protocol):
@@ -35,8 +42,11 @@ class Speaker(Protocol):
 
     def caption(self, image: Image.Image) -> str: ...
 
-    def ask(self, image: Image.Image, question: str) -> str:
-        """ValueError from a checkpoint that was never trained on questions."""
+    def ask(self, image: Image.Image, question: str, before: Said = ()) -> str:
+        """The answer to a question that follows others about the same image.
+
+        ValueError from a checkpoint that was never trained on questions.
+        """
 
     def inputs(self, image: Image.Image, text: str) -> dict[str, Tensor]:
         """What ``model`` takes, and ``model.caption_logits`` of a BLIP: image, ids (1, T), mask.
@@ -63,29 +73,46 @@ def prompt(ids: list[int], pixel_values: Tensor) -> dict[str, Tensor]:
     }
 
 
+def check_length(ids: Tensor, folder: Path) -> Tensor:
+    """The prompt (1, T) of a LLaVA; ValueError if its language model is not made for so many."""
+    text = section(read_json(folder / "config.json"), "text_config")
+    longest = read_setting(text, "max_position_embeddings", 2048)  # as transformers' LlamaConfig
+    if ids.shape[1] > longest:
+        raise ValueError(f"a prompt of {ids.shape[1]} tokens, but the model reads {longest}")
+    return ids
+
+
 # The course's own
 
 
 class OwnAssistant:
     def __init__(self, folder: Path, dtype: torch.dtype):
-        self.assistant, self.dtype = Assistant.load(folder, dtype), dtype
+        self.assistant, self.dtype, self.folder = Assistant.load(folder, dtype), dtype, folder
         self.model = self.assistant.model
 
     def caption(self, image: Image.Image) -> str:
         return self.ask(image, "describe the picture.")
 
-    def ask(self, image: Image.Image, question: str) -> str:
-        seen = pixels([image]).to(self.dtype)
-        return self.assistant.answer([self._messages(question)], seen)[0]
+    def ask(self, image: Image.Image, question: str, before: Said = ()) -> str:
+        seen = self.inputs(image, question, before)["pixel_values"]
+        return self.assistant.answer([self._messages(question, before)], seen)[0]
 
-    def inputs(self, image: Image.Image, text: str) -> dict[str, Tensor]:
-        messages = self._messages(text)
+    def inputs(self, image: Image.Image, text: str, before: Said = ()) -> dict[str, Tensor]:
+        messages = self._messages(text, before)
         row = self.assistant.processor.prepare(messages, [image], reply=True)
         del row["labels"]
+        check_length(row["input_ids"], self.folder)
         return row | {"pixel_values": row["pixel_values"].to(self.dtype)}
 
-    def _messages(self, question: str) -> list[dict]:
-        return [{"role": "user", "content": [IMAGE, {"type": "text", "text": question}]}]
+    def _messages(self, question: str, before: Said) -> list[dict]:
+        """The image in the first turn, and the conversation so far before the question."""
+        texts = [*chain.from_iterable(before), question]
+        messages: list[dict] = [
+            {"role": role, "content": text}
+            for role, text in zip(cycle(("user", "assistant")), texts, strict=False)
+        ]
+        messages[0]["content"] = [IMAGE, {"type": "text", "text": texts[0]}]
+        return messages
 
 
 class Describer:
@@ -100,7 +127,7 @@ class Describer:
     def caption(self, image: Image.Image) -> str:
         return self.toy.caption([image])[0]
 
-    def ask(self, image: Image.Image, question: str) -> str:
+    def ask(self, image: Image.Image, question: str, before: Said = ()) -> str:
         raise never_asked(self.folder)
 
     def inputs(self, image: Image.Image, text: str) -> dict[str, Tensor]:
@@ -131,8 +158,11 @@ class Published:
         self.model = from_pretrained(folder, dtype)
         self.tokenizer = read_tokenizer(folder / "tokenizer.json")
         config = read_json(folder / "config.json")
-        self.text = config.get("text_config") or {}
-        self.side = (config.get("vision_config") or {}).get("image_size", self.side)
+        self.text = section(config, "text_config")
+        side: Any = section(config, "vision_config").get("image_size", self.side)
+        if isinstance(side, list) and len(side) == 2:
+            side = {"height": side[0], "width": side[1]}
+        self.side = side
         self.settings = read_image_settings(folder)
 
     def pixel_values(self, image: Image.Image) -> Tensor:
@@ -142,7 +172,7 @@ class Published:
             image = _pad_to_square(image, self._mean())
         if settings.get("do_resize", True):
             size = self._resized(image.size)
-            image = image.resize(size, settings.get("resample", Image.Resampling.BICUBIC))
+            image = image.resize(_within(size), settings.get("resample", Image.Resampling.BICUBIC))
         if settings.get("do_center_crop", self.crop):
             size = _width_and_height("crop_size", settings.get("crop_size", self.side))
             image = _crop_middle(image, size)
@@ -158,6 +188,8 @@ class Published:
         if not self.settings.get("do_normalize", True):
             mean, std = [0.0] * 3, [1.0] * 3
         factor = self.settings.get("rescale_factor", 1 / 255)
+        if factor not in FACTOR:
+            raise ValueError(f"rescale_factor = {factor!r} must be {FACTOR}")
         scale = 255 * factor if self.settings.get("do_rescale", True) else 255
         return [value / scale for value in mean], [value / scale for value in std]
 
@@ -181,9 +213,16 @@ class Published:
             if added.special and added.content in text:
                 raise ValueError(f"the question contains the special token {added.content!r}")
 
+    def token(self, key: str, default: int) -> Any:
+        """An id of text_config, or several; null is none."""
+        value = self.text.get(key, default)
+        if value is not None and value not in TOKEN and value not in Several(TOKEN):
+            raise refuse(self.text, key, TOKEN)
+        return value
+
     def say(self, **inputs: Any) -> str:
         """What the model says after a prompt, greedily."""
-        end = self.text.get(self.end_key, self.end)
+        end = self.token(self.end_key, self.end)
         new = generate(self.model, max_new_tokens=LONGEST, eos_id=end, **inputs)
         return self.tokenizer.decode(new[0].tolist()).strip()
 
@@ -194,11 +233,13 @@ class PublishedLlava(Published):
     def caption(self, image: Image.Image) -> str:
         return self.ask(image, "Describe the image.")
 
-    def ask(self, image: Image.Image, question: str) -> str:
-        return self.say(**self.inputs(image, question))
+    def ask(self, image: Image.Image, question: str, before: Said = ()) -> str:
+        return self.say(**self.inputs(image, question, before))
 
-    def inputs(self, image: Image.Image, text: str) -> dict[str, Tensor]:
-        ids = self.tokenizer.encode(f"USER: <image>\n{text} ASSISTANT:").ids
+    def inputs(self, image: Image.Image, text: str, before: Said = ()) -> dict[str, Tensor]:
+        turns = [f"{question} ASSISTANT: {answer}</s>" for question, answer in before]
+        turns.append(f"{text} ASSISTANT:")
+        ids = self.tokenizer.encode("USER: <image>\n" + "USER: ".join(turns)).ids
         token = self.model.image_token_id
         if ids.count(token) != 1:
             raise ValueError(
@@ -207,6 +248,7 @@ class PublishedLlava(Published):
         self.refuse_special_tokens(text)
         at = ids.index(token)
         ids[at : at + 1] = [token] * self.model.image_tokens
+        check_length(torch.tensor([ids]), self.folder)
         return prompt(ids, self.pixel_values(image))
 
 
@@ -214,12 +256,14 @@ class PublishedBlip2(Published):
     def caption(self, image: Image.Image) -> str:
         return self.say(**self._after_queries(image, self.tokenizer.encode("").ids))
 
-    def ask(self, image: Image.Image, question: str) -> str:
-        return self.say(**self.inputs(image, question))
+    def ask(self, image: Image.Image, question: str, before: Said = ()) -> str:
+        return self.say(**self.inputs(image, question, before))
 
-    def inputs(self, image: Image.Image, text: str) -> dict[str, Tensor]:
+    def inputs(self, image: Image.Image, text: str, before: Said = ()) -> dict[str, Tensor]:
         self.refuse_special_tokens(text)
-        return self._after_queries(image, self.tokenizer.encode(f"Question: {text} Answer:").ids)
+        turns = [f"Question: {question} Answer: {answer}. " for question, answer in before]
+        said = "".join(turns) + f"Question: {text} Answer:"
+        return self._after_queries(image, self.tokenizer.encode(said).ids)
 
     def _after_queries(self, image: Image.Image, ids: list[int]) -> dict[str, Tensor]:
         queries = [self.model.image_token_id] * self.model.qformer.config.queries
@@ -235,13 +279,14 @@ class PublishedBlip(Published):
         states = self.model.vision(given["pixel_values"])  # its decoder looks there at every step
         return self.say(input_ids=given["input_ids"], image=states, use_cache=False)
 
-    def ask(self, image: Image.Image, question: str) -> str:
+    def ask(self, image: Image.Image, question: str, before: Said = ()) -> str:
         raise never_asked(self.folder)
 
     def inputs(self, image: Image.Image, text: str) -> dict[str, Tensor]:
         self.refuse_special_tokens(text)
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return prompt([self.text.get("bos_token_id", 30522), *ids], self.pixel_values(image))
+        start = self.token("bos_token_id", 30522)
+        return prompt([30522 if start is None else start, *ids], self.pixel_values(image))
 
 
 def read_tokenizer(path: Path) -> Any:
@@ -280,7 +325,7 @@ def read_image_settings(folder: Path) -> dict[str, Any]:
 def _three(values: float | Sequence[float]) -> list[float]:
     """A number for each channel; ValueError for what is none."""
     three = [values] * 3 if isinstance(values, int | float) else values
-    if len(three) != 3 or not all(isinstance(value, int | float) for value in three):
+    if len(three) != 3 or any(value not in Number(-1e9, 1e9, whole=False) for value in three):
         raise ValueError(f"not a number for each of three channels: {values!r}")
     return [float(value) for value in three]
 
@@ -297,15 +342,23 @@ def _width_and_height(key: str, said: Any) -> tuple[int, int]:
 def _pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     """The image in the middle of a square of the mean's colour."""
     side = max(image.size)
-    square = Image.new("RGB", (side, side), tuple(int(value * 255) for value in mean))
+    square = Image.new("RGB", _within((side, side)), tuple(int(value * 255) for value in mean))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
 
 
 def _crop_middle(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The middle, ``size`` (width, height) large; black where the image is smaller."""
-    left, top = (image.width - size[0]) // 2, (image.height - size[1]) // 2
-    return image.crop((left, top, left + size[0], top + size[1]))
+    width, height = _within(size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _within(size: tuple[int, int]) -> tuple[int, int]:
+    """The size of an image; ValueError for more pixels than any model is shown."""
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"an image would have {size[0]} x {size[1]} pixels, too many to be read")
+    return size
 
 
 Open = Callable[[Path, torch.dtype], Speaker]
@@ -333,10 +386,12 @@ def open_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32) -> S
     config = read_json(folder / "config.json")
     own, kind = config.get(SPEAKER), config.get("model_type")
     if own is not None and own not in list(OWN):
-        raise ValueError(f"config.json: {SPEAKER} = {own!r} is unknown; known: {sorted(OWN)}")
+        said = reprlib.repr(own)
+        raise ValueError(f"config.json: {SPEAKER} = {said} is unknown; known: {sorted(OWN)}")
     if kind not in list(PUBLISHED):
         raise ValueError(
-            f"a checkpoint of model_type {kind!r} writes no text; {', '.join(PUBLISHED)} do"
+            f"a checkpoint of model_type {reprlib.repr(kind)} writes no text; "
+            f"{', '.join(PUBLISHED)} do"
         )
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder} has no tokenizer.json")

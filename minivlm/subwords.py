@@ -16,7 +16,7 @@ import regex
 from minivlm.bpe import check_text, count_words
 
 WORDS = regex.compile(r"\w+|[^\w\s]+")  # WordPiece: a run of letters and digits, or of punctuation
-SPACED = regex.compile(r"\S+")  # Unigram
+SPACED = regex.compile(r"▁?[^\s▁]+|▁")  # Unigram: a "▁" in the text is a space too
 UNKNOWN = "[UNK]"
 MAX_WORD = 100  # WordPiece gives up on words of more characters
 UNKNOWN_PENALTY = 10.0  # Unigram: an unknown character costs so much more than the worst piece
@@ -117,7 +117,9 @@ class Unigram:
     @classmethod
     def train(cls, texts: str | Iterable[str], vocab_size: int, longest: int = 8) -> "Unigram":
         """From all substrings that occur twice: EM, drop the least useful quarter, and again."""
-        words = {"▁" + word: n for word, n in count_matches(texts, SPACED).items()}
+        words: Counter[str] = Counter()
+        for word, n in count_matches(texts, SPACED).items():
+            words["▁" + word.removeprefix("▁")] += n
         counts = _substrings(words, longest)
         characters = sum(len(piece) == 1 for piece in counts)
         if not 0 < characters <= vocab_size:
@@ -183,7 +185,8 @@ class Unigram:
     def tokenize(self, text: str) -> list[str]:
         """The pieces of every word; "▁" stands for the space before it."""
         check_text(text)
-        return [piece for word in SPACED.findall(text) for piece in self.viterbi("▁" + word)[0]]
+        words = ["▁" + word.removeprefix("▁") for word in SPACED.findall(text)]
+        return [piece for word in words for piece in self.viterbi(word)[0]]
 
     def _matches(self, word: str, start: int, without: str = "") -> Iterator[tuple[int, float]]:
         """(end, log p) of the pieces that begin at `start`, shortest first."""

@@ -26,10 +26,13 @@ def to_pixels(
     """PIL images of any mode -> pixel_values (B, 3, H, W) = (bytes / 255 - mean) / std.
 
     ``size`` (H, W) resizes them, bicubic. A camera's EXIF turn is undone, transparency is laid on
-    white, one channel becomes three: ``as_rgb``.
+    white, one channel becomes three: ``as_rgb``. ValueError unless there are a mean and a std,
+    above 0, for each of three channels.
     """
     if not images:
         raise ValueError("no image given")
+    if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
+        raise ValueError(f"no normalisation of three channels: mean {mean}, std {std}")
     images = [as_rgb(image) for image in images]
     if size is not None:
         images = [image.resize((size[1], size[0]), Image.Resampling.BICUBIC) for image in images]
@@ -50,6 +53,8 @@ def as_rgb(image: Image.Image, paper: tuple[int, int, int] = (255, 255, 255)) ->
         image = ImageOps.exif_transpose(image)
     except Exception as error:  # broken files raise anything: Pillow has no class of its own for it
         raise ValueError(f"the picture or its EXIF data cannot be read: {error!r}") from error
+    if 0 in image.size:
+        raise ValueError(f"a picture of {image.height} x {image.width} pixels shows nothing")
     if image.mode == "F" and np.all(abs(np.asarray(image) - 0.5) <= 0.5):
         image = Image.fromarray(np.rint(np.asarray(image) * 255).astype(np.uint8))
     if image.mode.startswith("I;16") and np.max(np.asarray(image)) > 255:
@@ -127,6 +132,25 @@ class ViTConfig:
         return self.image_size[0] // self.patch, self.image_size[1] // self.patch
 
 
+class Patches(nn.Conv2d):
+    """The patch projection of an image tower: a convolution whose stride is its kernel."""
+
+    def __init__(self, channels: int, width: int, patch: int, *, bias: bool = True):
+        super().__init__(channels, width, patch, stride=patch, bias=bias)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D, rows, columns), in the precision of the weights.
+
+        ValueError for what is no float, as bytes are, or no image of a patch or more.
+        """
+        got, channels, patch = tuple(pixel_values.shape), self.in_channels, self.kernel_size[0]
+        fits = len(got) == 4 and got[1] == channels and min(got[2:]) >= patch
+        if not fits or not pixel_values.is_floating_point():
+            need = f"(B, {channels}, H, W) of floats, H and W >= {patch}"
+            raise ValueError(f"pixel_values must be {need}; got {got} of {pixel_values.dtype}")
+        return super().forward(pixel_values.to(self.weight.dtype))
+
+
 class EncoderBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): ViT (eq. 2 and 3), also CLIP and OPT."""
 
@@ -153,7 +177,7 @@ class ViT(nn.Module):
         c = self.config = config
         if c.pool not in ("class", "mean"):
             raise ValueError(f"pool must be 'class' or 'mean', got {c.pool!r}")
-        self.patch = nn.Conv2d(c.channels, c.width, c.patch, stride=c.patch)
+        self.patch = Patches(c.channels, c.width, c.patch)
         self.class_token = nn.Parameter(torch.empty(1, 1, c.width))
         self.positions = nn.Parameter(torch.empty(1, 1 + c.grid[0] * c.grid[1], c.width))
         self.blocks = nn.ModuleList(

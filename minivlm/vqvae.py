@@ -193,7 +193,11 @@ class VQVAE(nn.Module):
             )
         if not images.is_floating_point():
             raise ValueError(f"images must be floats in 0..1, got {images.dtype}")
-        return self.encoder(images - self.mean)
+        low, high = images.aminmax()
+        if not images.is_meta and not 0 <= low <= high <= 1:  # nor NaN
+            span = f"{images.dtype} in {low:g}..{high:g}"
+            raise ValueError(f"images must be floats in 0..1, got {span}")
+        return self.encoder((images - self.mean).to(self.mean.dtype))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) -> the same, not clamped, ids (B, h, w), and the quantizer's loss."""
@@ -232,11 +236,15 @@ class VQVAE(nn.Module):
 
 def psnr(images: Tensor, others: Tensor) -> float:
     """Peak signal-to-noise ratio of images in 0..1, in dB: -10 log10 of the mean squared error."""
+    if images.shape != others.shape:
+        raise ValueError(f"images {tuple(images.shape)} are compared with {tuple(others.shape)}")
     return -10 * torch.log10(F.mse_loss(images, others)).item()
 
 
 def perplexity(ids: Tensor, k: int) -> float:
     """exp(entropy) of how often each of k codes occurs: 1 where one does all, k where all share."""
+    if not ids.numel() or ids.min() < 0 or ids.max() >= k:
+        raise ValueError(f"need ids of {k} codes, got {ids.unique().tolist()[:5]}")
     share = torch.bincount(ids.flatten(), minlength=k) / ids.numel()
     return torch.special.entr(share).sum().exp().item()
 

@@ -1,4 +1,4 @@
-"""bpe.py and parts/tokenizer_files.py, with `tokenizers` and tiktoken as oracles."""
+"""bpe.py and formats/tokenizer_files.py, with `tokenizers` and tiktoken as oracles."""
 
 import copy
 import json
@@ -25,16 +25,15 @@ from tokenizers import (
 
 from minivlm import bpe
 from minivlm.bpe import (
-    BYTE_TO_CHAR,
     CL100K_SPLIT,
     GPT2_SPLIT,
     ID_TO_BYTE,
     NO_SPLIT,
     QWEN2_SPLIT,
     BPETokenizer,
-    from_visible,
     to_visible,
 )
+from minivlm.formats.tokenizer_files import BYTE_TO_CHAR, from_visible
 
 SPLITS = {"gpt2": GPT2_SPLIT, "cl100k": CL100K_SPLIT, "qwen2": QWEN2_SPLIT, "none": NO_SPLIT}
 ENGLISH = "The small red circle is left of the big blue square. It's 12345 pixels wide, isn't it? "

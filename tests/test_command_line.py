@@ -18,6 +18,7 @@ from minivlm import __main__ as command
 from minivlm import scenes
 from minivlm.scenes import drawing, files
 from minivlm.scenes.pixels import pixels
+from minivlm.speaking import Said
 from minivlm.toys.common import FROZEN
 from notebook_env import ROOT
 
@@ -42,8 +43,10 @@ class Parrot:
         pixels([image])
         return self.said
 
-    def ask(self, image: Image.Image, question: str) -> str:
-        return self.caption(image)
+    def ask(self, image: Image.Image, question: str, before: Said = ()) -> str:
+        if question == "?":
+            raise ValueError("this is no question")
+        return self.caption(image) + f", {len(before)} before" * bool(before)
 
 
 @pytest.fixture
@@ -173,6 +176,42 @@ def test_an_empty_answer_is_said_to_be_empty(parrot, picture, capsys):
     assert not out and err.splitlines() == [f"{picture}: the model's answer is empty"] * 2
 
 
+# A conversation
+
+
+def test_without_a_question_each_line_is_answered_after_those_before_it(
+    parrot, picture, capsys, monkeypatch
+):
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is it?\n\n  and where?\nlarge?"))
+    assert command.main(["ask", picture]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["a red star", "a red star, 1 before", "a red star, 2 before"]
+    assert not err
+
+
+def test_a_line_without_an_answer_is_reported_and_leaves_the_conversation(
+    parrot, picture, capsys, monkeypatch
+):
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is it?\n?\nlarge?\n"))
+    assert command.main(["ask", picture]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["a red star", "a red star, 1 before"]
+    assert err.splitlines() == [f"{picture}: this is no question"]
+
+
+def test_a_conversation_about_no_picture_does_not_begin(parrot, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is it?\n"))
+    assert command.main(["ask", str(tmp_path / "none.png")]) == 1
+    out, err = capsys.readouterr()
+    assert not out and "none.png" in err and len(err.splitlines()) == 1
+
+
+def test_no_question_at_all_is_no_error(parrot, picture, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert command.main(["ask", picture]) == 0
+    assert capsys.readouterr().out == ""
+
+
 # How a picture is stored
 
 
@@ -287,19 +326,14 @@ def test_an_unknown_device_is_found_before_training(untrained, tmp_path, monkeyp
 
 
 def test_ctrl_c_ends_in_one_line(tmp_path):
-    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    start += (
-        "from minivlm.__main__ import main; print('ready', flush=True); raise SystemExit(main([]))"
-    )
+    start = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "runpy.run_module('minivlm', run_name='__main__')"
+    arguments = [sys.executable, "-c", start]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     run = subprocess.Popen(
-        [sys.executable, "-c", start],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        arguments, cwd=tmp_path, env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"}, **pipes
     )
-    assert run.stdout.readline() == "ready\n"
+    assert run.stdout.readline().startswith("A vision-language model")
     with pytest.raises(subprocess.TimeoutExpired):
         run.wait(1)
     run.send_signal(signal.SIGINT)

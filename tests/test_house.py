@@ -44,15 +44,17 @@ PROGRAM = ("speaking", "__main__")  # what the command line is made of
 
 MAY_IMPORT = {  # kind of module -> kinds; "package" is minivlm/__init__.py, which holds nothing
     "package": set(),
+    "formats": {"formats"},
     "parts": {"parts"},
-    "concept": {"parts", "concept"},
-    "scenes": {"parts", "concept", "scenes"},
-    "pretrained": {"parts", "concept", "pretrained"},
-    "toys": {"parts", "concept", "scenes", "pretrained", "toys"},
-    "labs": {"parts", "concept", "scenes", "pretrained", "toys", "labs"},
+    "concept": {"formats", "parts", "concept"},
+    "scenes": {"formats", "parts", "concept", "scenes"},
+    "pretrained": {"formats", "parts", "concept", "pretrained"},
+    "toys": {"formats", "parts", "concept", "scenes", "pretrained", "toys"},
+    "labs": {"formats", "parts", "concept", "scenes", "pretrained", "toys", "labs"},
     "lesson": {"parts", "lesson"},
-    "program": {"parts", "concept", "scenes", "pretrained", "toys", "labs", "lesson", "program"},
 }
+MAY_IMPORT["exercises"] = {*MAY_IMPORT["labs"], "lesson", "exercises"}
+MAY_IMPORT["program"] = {*MAY_IMPORT["labs"], "lesson", "program"}
 COMMON = "minivlm.toys.common"  # the one module through which toys and labs share
 
 HANDED_ON = {  # by a folder's __init__; the others hand on nothing

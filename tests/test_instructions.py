@@ -21,6 +21,7 @@ from minivlm.scenes.instructions import (
     corpus,
     description,
     listing,
+    placing,
     reasoning,
     rephrase,
 )
@@ -33,7 +34,12 @@ def scene(*objects: Object) -> scenes.Scene:
     return scenes.Scene(objects, "", "", drawing.render(objects, (64, 64)))
 
 
-TASKS = {"conversation": conversation, "description": description, "reasoning": reasoning}
+TASKS = {
+    "conversation": conversation,
+    "description": description,
+    "reasoning": reasoning,
+    "placing": placing,
+}
 RED = Object("circle", "red", "small", (2, 2, 11, 11))
 BLUE = Object("square", "blue", "large", (48, 32, 63, 47))  # right of and below RED
 STARS = scene(
@@ -119,6 +125,18 @@ def test_a_listing_says_enough_to_tell_which_relations_hold(s):
 # What is asked and answered
 
 
+@given(any_scene, SEEDS)
+def test_places_are_those_of_the_listing(s, seed):
+    """The listing and the questions about places are two ways to say in which cell a thing is."""
+    found = read_back(listing(s))
+    cells = {f"the {size} {color} {shape}": place for size, color, shape, *place in found}
+    for turn in placing(s, Random(seed)):
+        if turn.kind != "relation":
+            noun = re.search(r"(?:above|left of) (the .+?)[?.]$", turn.text)[1]
+            row, column = cells[noun]
+            assert turn.answers == (instructions.NUMBERS[column if turn.kind == "column" else row],)
+
+
 @given(any_scene, any_task, SEEDS, st.booleans())
 def test_every_answer_is_accepted_and_every_seed_repeats(s, make, seed, held_out):
     found = make(s, Random(seed), held_out)
@@ -133,6 +151,7 @@ def test_every_task_and_every_kind_is_made(turns):
         name: {turn.kind for s in SCENES for turn in make(s, rng)} for name, make in TASKS.items()
     }
     assert kinds["conversation"] == {"colour", "shape", "size", "count", "relation", "yes/no"}
+    assert kinds["placing"] == {"column", "row", "relation"}
     assert kinds["description"] == {"caption"} and kinds["reasoning"] == {"count", "same", "which"}
     lengths = {len(conversation(s, Random(i))) for i, s in enumerate(SCENES)}
     assert lengths == {2, 3, 4}

@@ -54,6 +54,31 @@ def test_train_shows_every_colour_and_shape_but_no_held_out_pair(train):
     assert not composition & pairs
 
 
+def test_close_pairs_share_a_colour_or_a_shape_and_one_has_a_pair_of_its_split():
+    for split, own in (("test", sampling.SEEN), ("composition", sampling.HELD_OUT)):
+        for scene in scenes.sample(300, 0, split, pairs="close"):
+            (a, b) = ((thing.color, thing.shape) for thing in scene.objects)
+            assert (a[0] == b[0]) != (a[1] == b[1])
+            assert a in own or b in own
+            assert split == "composition" or (a in own and b in own)
+
+
+def test_all_pairs_are_drawn_together_only_where_that_is_asked_for():
+    drawn = scenes.sample(2000, 0, pairs="all")
+    assert {(t.color, t.shape) for s in drawn for t in s.objects} == {
+        *sampling.SEEN,
+        *sampling.HELD_OUT,
+    }
+    mixed = [s for s in drawn if len({(t.color, t.shape) in sampling.SEEN for t in s.objects}) == 2]
+    assert len(mixed) > 200
+
+
+@pytest.mark.parametrize("options", [{"pairs": "both"}, {"pairs": "close", "label": 1}])
+def test_other_pairs_than_those_of_the_split_are_asked_for_by_name(options):
+    with pytest.raises(ValueError, match="pairs"):
+        scenes.sample(1, 0, **options)
+
+
 def test_8000_scenes_are_drawn_in_seconds():
     start = time.process_time()
     scenes.sample(8000, 5)

@@ -98,6 +98,21 @@ def said(tokenizer: Tokenizer, ids: torch.Tensor) -> str:
     return tokenizer.decode(ids[0].tolist()).strip()
 
 
+def test_the_courses_llava_is_asked_after_what_was_said():
+    speaker = open_checkpoint(FROZEN / "llava")
+    before = [("how many objects are there?", "two"), ("describe the picture.", "two stars")]
+    ids = speaker.inputs(PICTURE, "what colour are they?", before)["input_ids"]
+    text = speaker.assistant.processor.messages(ids[0, :-3].tolist())
+    assert [turn["role"] for turn in text] == ["user", "assistant"] * 2 + ["user"]
+    assert [turn["content"] for turn in text[1:]] == [
+        "two",
+        "describe the picture.",
+        "two stars",
+        "what colour are they?",
+    ]
+    assert [part["type"] for part in text[0]["content"]] == ["image", "text"]
+
+
 def test_a_published_llava_is_asked_in_its_authors_template(tmp_path):
     vision, text = (
         VISION | {"model_type": "clip_vision_model"},
@@ -128,6 +143,11 @@ def test_a_published_llava_is_asked_in_its_authors_template(tmp_path):
     assert speaker.caption(PICTURE) == speaker.ask(PICTURE, "Describe the image.")
     with pytest.raises(ValueError, match="this one has 2"):
         speaker.ask(PICTURE, "what is <image> ?")
+    before = [("what is this ?", "a star"), ("and", "small")]
+    given = speaker.inputs(PICTURE, "where ?", before)["input_ids"][0].tolist()
+    turns = "USER: <image>\nwhat is this ? ASSISTANT: a star</s>USER: and ASSISTANT: small</s>"
+    whole = tokenizer.encode(f"{turns}USER: where ? ASSISTANT:").ids
+    assert [i for i in given if i != PLACE] == [i for i in whole if i != PLACE]
 
 
 def test_a_published_blip_2_is_asked_behind_its_queries(tmp_path):
@@ -154,6 +174,9 @@ def test_a_published_blip_2_is_asked_behind_its_queries(tmp_path):
         new = new[:, ids.shape[1] :] if new.shape[1] > 40 else new
         assert got == said(tokenizer, new) and got
     given = speaker.inputs(PICTURE, "what is this ?")
+    before = speaker.inputs(PICTURE, "and ?", [("what is this ?", "a star")])["input_ids"]
+    turns = "Question: what is this ? Answer: a star. Question: and ? Answer:"
+    assert before[0, 3:].tolist() == tokenizer.encode(turns).ids
     ids = tokenizer.encode("Question: what is this ? Answer:").ids
     assert given["input_ids"].tolist() == [[PLACE] * 3 + ids]
     with torch.no_grad():

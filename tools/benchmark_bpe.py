@@ -22,7 +22,8 @@ os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # noqa: E402
 
-from minivlm.bpe import BYTE_TO_ID, BPETokenizer, from_visible  # noqa: E402
+from minivlm.bpe import BYTE_TO_ID, BPETokenizer  # noqa: E402
+from minivlm.formats.tokenizer_files import from_visible  # noqa: E402
 
 NAIVE_BYTES, NAIVE_MERGES = 200_000, 20  # the naive loop is timed on so much
 

@@ -5,6 +5,7 @@ Pre-norm blocks of RMSNorm, rotary positions, grouped-query attention (Ainslie e
 SwiGLU, no biases.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,7 +142,26 @@ class DecoderBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Decoder(nn.Module):
+class NextToken(nn.Module):
+    """A model that has ``states``, (B, T, D) of its arguments, and an output layer ``head``.
+
+    The head is its own or, where it has one, its ``decoder``'s.
+    """
+
+    states: Callable[..., Tensor]
+
+    def forward(self, *args: Any, **inputs: Any) -> Tensor:
+        """As ``states`` -> logits (B, T, V)."""
+        states = self.states(*args, **inputs)
+        return getattr(self, "decoder", self).head(states)
+
+    def next_logits(self, *args: Any, **inputs: Any) -> Tensor:
+        """As ``forward``, of the last position alone: (B, V)."""
+        states = self.states(*args, **inputs)
+        return getattr(self, "decoder", self).head(states[:, -1])
+
+
+class Decoder(NextToken):
     """Embedding, blocks, final norm, output layer."""
 
     def __init__(self, config: DecoderConfig):
@@ -194,20 +214,6 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, mask, rotary, cache.layer(i) if cache else None)
         return self.norm(x)
-
-    def forward(
-        self,
-        input_ids: Maybe = None,
-        attention_mask: Maybe = None,
-        cache: Cache = None,
-        **options: Maybe,
-    ) -> Tensor:
-        """As ``states`` -> logits (B, T, V)."""
-        return self.head(self.states(input_ids, attention_mask, cache, **options))
-
-    def next_logits(self, *args: Any, **options: Any) -> Tensor:
-        """As ``forward``, of the last position alone: (B, V)."""
-        return self.head(self.states(*args, **options)[:, -1])
 
 
 def per_head(tables: Tables) -> Tables:

@@ -54,6 +54,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     k and v: (B, h, S, d), or fewer heads that divide h, each for a group of query heads.
     mask: True = may attend, broadcastable to (B, h, T, S).
     """
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"a mask is boolean, True = may attend; got {mask.dtype}")
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
@@ -120,7 +122,7 @@ class Attention(nn.Module):
         memory: (B, S, memory width), or None for x itself. cache: keeps the keys and values, which
         then are those of all tokens so far.
         """
-        memory = x if memory is None else memory
+        memory = self._checked(x if memory is None else memory, len(x))
         q = split_heads(self.q(x), self.heads)  # (B, h, T, d)
         k = split_heads(self.k(memory), self.heads)  # (B, h, S, d)
         v = split_heads(self.v(memory), self.heads)
@@ -130,9 +132,16 @@ class Attention(nn.Module):
 
     def weights(self, x: Tensor, mask: Maybe = None, memory: Maybe = None) -> Tensor:
         """Who looks at whom: (B, h, T, S)."""
-        q = split_heads(self.q(x), self.heads)
-        k = split_heads(self.k(x if memory is None else memory), self.heads)
+        memory = self._checked(x if memory is None else memory, len(x))
+        q, k = split_heads(self.q(x), self.heads), split_heads(self.k(memory), self.heads)
         return attention_weights(q, k, mask)
+
+    def _checked(self, memory: Tensor, rows: int) -> Tensor:
+        """The memory; ValueError unless it is (rows, S, memory width)."""
+        width, got = self.k.in_features, tuple(memory.shape)
+        if len(got) != 3 or got[::2] != (rows, width):
+            raise ValueError(f"the memory must be ({rows}, S, {width}), got {got}")
+        return memory
 
 
 class MLP(nn.Module):
@@ -185,21 +194,22 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 def check_ids(input_ids: Tensor, vocab_size: int, length: int | None = None) -> None:
-    """ValueError that names the first id outside an embedding table of ``vocab_size`` rows.
+    """ValueError unless ids are integers (B, T), all rows of an embedding table of ``vocab_size``.
 
-    With a ``length``, the number of positions: also unless ids are (B, T) with 1 <= T <= length.
+    With a ``length``, the number of positions: also unless 1 <= T <= length.
     """
+    shape = tuple(input_ids.shape)
+    if len(shape) != 2 or input_ids.dtype not in (torch.long, torch.int):
+        raise ValueError(f"input_ids must be (B, T) of integers, got {input_ids.dtype} {shape}")
     outside = input_ids[(input_ids < 0) | (input_ids >= vocab_size)]
     if len(outside):
         raise ValueError(f"token id {outside[0].item()} is outside the vocabulary of {vocab_size}")
-    if length and (input_ids.ndim != 2 or not 0 < input_ids.shape[1] <= length):
-        raise ValueError(
-            f"input_ids must be (B, T) with 1 <= T <= {length}, got {tuple(input_ids.shape)}"
-        )
+    if length is not None and not 0 < shape[1] <= length:
+        raise ValueError(f"input_ids must be (B, T) with 1 <= T <= {length}, got {shape}")
 
 
 def init_weights(module: nn.Module) -> None:

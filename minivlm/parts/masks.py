@@ -67,6 +67,15 @@ def padding(attention_mask: Tensor, shape: Sequence[int] | None = None) -> Tenso
     return attention_mask.bool()[:, None, None, :]
 
 
+def count_positions(seen: Tensor) -> Tensor:
+    """The place of each token among the real ones: (B, T) of 1 and 0 -> (B, T), from 0 on.
+
+    So padding moves nothing, whichever side it is on; its own place is its column.
+    """
+    columns = torch.arange(seen.shape[1], device=seen.device)
+    return torch.where(seen.bool(), seen.long().cumsum(dim=1) - 1, columns)
+
+
 def segments(segment_ids: Tensor) -> Tensor:
     """Packing: a position sees its own segment alone: segment numbers (B, T) -> (B, 1, T, T).
 

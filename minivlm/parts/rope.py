@@ -80,5 +80,8 @@ def rotate_half(x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn queries or keys x (B, h, T, d) by the angles of the tables (T, d) or (B, 1, T, d)."""
-    return x * cos + rotate_half(x) * sin
+    """Turn queries or keys x (B, h, T, d) by the angles of the tables (T, d) or (B, 1, T, d).
+
+    It is done in the tables' float32, and given back in the precision of x.
+    """
+    return (x * cos + rotate_half(x) * sin).to(x.dtype)

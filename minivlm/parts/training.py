@@ -7,19 +7,32 @@ output heads, norms, biases and convolutions are no hidden matrices and go to Ad
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from minivlm.parts.resuming import (
+    History,
+    check_sum,
+    draw_batch,
+    generator_states,
+    kind_of,
+    map_tensors,
+    options_of,
+    restore_training,
+    save_training,
+    set_generators,
+    state_of,
+)
 
 
 def default_device() -> torch.device:
     """The device named by MINIVLM_DEVICE, else the CPU."""
-    return torch.device(os.environ.get("MINIVLM_DEVICE", "cpu"))
+    return torch.device(os.environ.get("MINIVLM_DEVICE") or "cpu")
 
 
 def hidden_matrices(model: nn.Module) -> list[Tensor]:
@@ -29,9 +42,7 @@ def hidden_matrices(model: nn.Module) -> list[Tensor]:
     """
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     linear = [(name, m.weight) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-    hidden = [
-        weight for name, weight in linear if name.split(".")[-1] not in ("head", "classifier")
-    ]
+    hidden = [w for name, w in linear if name.split(".")[-1] not in ("head", "classifier")]
     return [weight for weight in hidden if weight.requires_grad and weight not in embeddings]
 
 
@@ -87,7 +98,10 @@ def schedule(step: int, steps: int, warmup: float = 0.05, decay: float = 0.6) ->
 
 
 def minibatches(*tensors: Tensor, batch_size: int, seed: int = 0) -> Iterator[tuple[Tensor, ...]]:
-    """Endless random batches of rows, each at most once an epoch; the same for the same seed."""
+    """Endless random batches of rows, each at most once an epoch; the same for the same seed.
+
+    Rows that fill no whole batch at the end of an epoch are left out, others in each epoch.
+    """
     n, lengths = len(tensors[0]), [len(tensor) for tensor in tensors]
     if set(lengths) != {n} or not 0 < batch_size <= n:
         raise ValueError(f"cannot cut batches of {batch_size} from rows {lengths}")
@@ -119,40 +133,62 @@ def fit(  # noqa: PLR0913
     device: str | torch.device | None = None,
     checkpoint: str | Path | None = None,
     every: int = 100,
-) -> dict[str, list[float]]:
+) -> History:
     """Train for a fixed number of steps; returns "loss" and "grad_norm", one number a step.
 
     batches: tensors, tuples or dicts of tensors, gone through again from the start when they end.
-    loss(model, batch) is a scalar. Parameters with requires_grad=False stay as they are. With
-    ``checkpoint`` (a file) the state is written every ``every`` steps, and a later call with the
-    same arguments goes on from there to the same result.
+    loss(model, batch) is a scalar, or several by name: their sum is minimised, and the history
+    holds each. ValueError if one of them or the gradient is not finite, before the weights change.
+    Parameters with requires_grad=False stay as they are. seed: of all that is drawn, by torch,
+    numpy or Python. With ``checkpoint`` (a file) the state is written every ``every`` steps, and a
+    later call with the same arguments goes on from there to the same result; ValueError for the
+    file of another training. A loss with options is told from another where it is a
+    ``functools.partial``.
     """
+    training: dict[str, Any] = {"number of steps": steps, "clip": clip, "muon_lr": muon_lr}
+    training |= {"adamw_lr": adamw_lr, "weight_decay": weight_decay}
+    for name, number in (training | {"every": every - 1}).items():
+        if not 0 <= number < inf:
+            raise ValueError(f"{name} cannot be {number}")
     device = torch.device(device) if device else default_device()
     model.to(device).train()
     torch.manual_seed(seed)
     optimizers = _optimizers(model, muon_lr, adamw_lr, weight_decay)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    history: dict[str, list[float]] = {"loss": [], "grad_norm": []}
-    if checkpoint and Path(checkpoint).exists():
-        _restore(Path(checkpoint), model, optimizers, history, steps)
-    stream, done = _endless(batches), len(history["loss"])
-    for _ in range(done):  # so that the data goes on where it stopped
-        next(stream)
+    history: History = {"loss": [], "grad_norm": []}
+    training |= {"seed": seed, "device": device.type} | options_of(loss)
+    training |= {name: kind_of(value) for name, value in state_of(model).items()}
+    stream, file, crc = _endless(batches), Path(checkpoint or ""), 0
+    if checkpoint and file.exists():
+        about = restore_training(file, model, optimizers, history, training)
+        for step in range(len(history["loss"])):  # so that the data goes on where it stopped
+            crc = check_sum(draw_batch(stream, seed, step, device), crc)
+        if crc != about["crc"]:
+            raise ValueError(f"{file} is of another training: another sequence of batches")
+        set_generators(about["generators"], device)
+    done = len(history["loss"])
     for step in (bar := progress(range(done, steps), initial=done, total=steps)):
-        value = loss(model, _move(next(stream), device))
+        batch = draw_batch(stream, seed, step, device)
+        value = loss(model, map_tensors(lambda tensor: tensor.to(device), batch))
+        parts: dict[str, Tensor] = value if isinstance(value, dict) else {}
+        total = value if isinstance(value, Tensor) else sum(parts.values(), torch.zeros(()))
         for optimizer in optimizers:
             optimizer.zero_grad()
-        value.backward()
+        total.backward()
         norm = nn.utils.clip_grad_norm_(parameters, clip)
+        for name, figure in ({"loss": total, "grad_norm": norm} | parts).items():
+            if not figure.isfinite():
+                raise ValueError(f"step {step}: {name} is {figure.item()}: nothing to learn from")
+            history.setdefault(name, []).append(figure.item())
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * schedule(step, steps)
             optimizer.step()
-        history["loss"].append(value.item())
-        history["grad_norm"].append(norm.item())
-        bar.set_postfix_str(f"loss {value.item():.3f}", refresh=False)
+        bar.set_postfix_str(f"loss {total.item():.3f}", refresh=False)
+        crc = check_sum(batch, crc) if checkpoint else 0
         if checkpoint and (step + 1) % every == 0:
-            _save(Path(checkpoint), model, optimizers, history, steps)
+            about = {"training": training, "crc": crc, "generators": generator_states(device)}
+            save_training(file, model, optimizers, history, about)
     model.eval()
     return history
 
@@ -168,85 +204,15 @@ def _optimizers(
     if hidden:
         made.append(Muon([{"params": hidden, "peak": muon_lr}], weight_decay=weight_decay))
     if rest:
-        made.append(
-            torch.optim.AdamW([{"params": rest, "peak": adamw_lr}], weight_decay=weight_decay)
-        )
+        groups = [{"params": rest, "peak": adamw_lr}]
+        made.append(torch.optim.AdamW(groups, weight_decay=weight_decay))
     return made
 
 
 def _endless(batches: Iterable) -> Iterator:
     while True:
-        empty = True
-        for batch in batches:
-            empty = False
+        count = 0
+        for count, batch in enumerate(batches, 1):  # noqa: B007  (counts on after the loop)
             yield batch
-        if empty:
-            raise ValueError(
-                "batches ran out: an iterator cannot start again; "
-                "pass a list, a loader or minibatches(...)"
-            )
-
-
-def _move(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, dict):
-        return {key: _move(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return type(batch)(_move(value, device) for value in batch)
-    return batch
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers under one name each."""
-    tensors = *model.named_parameters(), *model.named_buffers()
-    return {f"model.{name}": tensor for name, tensor in tensors}
-
-
-def _save(
-    path: Path, model: nn.Module, optimizers: list, history: dict[str, list[float]], steps: int
-) -> None:
-    """Write everything the next step depends on: first beside the file, then in its place."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in _state(model).items()}
-    for i, optimizer in enumerate(optimizers):
-        for j, entries in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{j}.{key}": value for key, value in entries.items()}
-    tensors |= {
-        f"history.{name}": torch.tensor(values, dtype=torch.float64)
-        for name, values in history.items()
-    }
-    tensors |= {"rng": torch.get_rng_state(), "steps": torch.tensor(steps)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    save_file(tensors, beside)
-    os.replace(beside, path)
-
-
-def _restore(
-    path: Path, model: nn.Module, optimizers: list, history: dict[str, list[float]], steps: int
-) -> None:
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from None
-    state = _state(model)
-    saved = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    shapes, saved_shapes = ({n: tuple(t.shape) for n, t in part.items()} for part in (state, saved))
-    if shapes != saved_shapes or tensors["steps"].item() != steps:
-        raise ValueError(
-            f"{path} belongs to another training: "
-            f"another model or another number of steps than {steps}"
-        )
-    with torch.no_grad():
-        for name, tensor in state.items():
-            tensor.copy_(saved[name])
-    for i, optimizer in enumerate(optimizers):
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith(f"optimizer.{i}."):
-                _, _, j, key = name.split(".")
-                entries.setdefault(int(j), {})[key] = tensor
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": entries})
-    for name, values in history.items():
-        values.extend(tensors[f"history.{name}"].tolist())
-    torch.set_rng_state(tensors["rng"])
+        if not count:
+            raise ValueError("batches ran out: pass what can start again, no iterator")

@@ -6,7 +6,11 @@ weights.
 """
 
 import json
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +18,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from minivlm.formats.tokenizer_files import load_json
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 Rules = list[tuple[str, str]]  # (regular expression, replacement), applied in order
 
@@ -55,15 +66,10 @@ def _rewrite(name: str, rules: Rules) -> str:
 
 
 def read_json(path: Path) -> dict:
+    """The object in a JSON file of a checkpoint; ValueError if there is none."""
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {path.name}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(content).__name__}")
-    return content
+    return load_json(path)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -154,20 +160,31 @@ def fill(
 ) -> None:
     """Put the tensors (named as published) into the model, each one into exactly one parameter.
 
-    ValueError for a missing, extra or misshapen tensor.
+    ValueError for a missing, extra or misshapen tensor, and for numbers that are not finite.
     """
+    filled = {}
+    for parameter, source in match(model, tensors, names).items():
+        filled[parameter] = nn.Parameter(tensors[source].to(dtype))
+        _refuse_infinite(source, filled[parameter])
+    for name, parameter in [*model.named_parameters(remove_duplicate=False)]:
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, filled[parameter])
+
+
+def match(model: nn.Module, tensors: dict[str, Tensor], names: Names) -> dict[nn.Parameter, str]:
+    """Parameter of the model -> the published name of its tensor; ValueError as ``fill``."""
     # A tied weight is one parameter under several names of the model.
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    published = {names.publish(name): parameter for name, parameter in parameters.items()}
+    parameters = model.named_parameters(remove_duplicate=False)
+    published = {names.publish(name): parameter for name, parameter in parameters}
     _refuse_extra(tensors, published)
     sources = _match(tensors, published)
     _refuse_missing(model, sources, names)
-    filled = {
-        parameter: nn.Parameter(tensors[source].to(dtype)) for parameter, source in sources.items()
-    }
-    for name, parameter in parameters.items():
-        owner, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, filled[parameter])
+    return sources
+
+
+def _refuse_infinite(name: str, tensor: Tensor) -> None:
+    if not tensor.isfinite().all():
+        raise ValueError(f"tensor {name} holds NaN or infinite numbers as {tensor.dtype}")
 
 
 def _refuse_extra(tensors: dict[str, Tensor], published: dict[str, nn.Parameter]) -> None:
@@ -213,9 +230,84 @@ def _refuse_missing(model: nn.Module, sources: dict[nn.Parameter, str], names: N
 def write_checkpoint(model: nn.Module, config: dict, names: Names, folder: Path) -> None:
     """Write config.json and model.safetensors as published; other libraries read them too."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    tensors = as_published(model, names)
+    for name, tensor in tensors.items():
+        _refuse_infinite(name, tensor)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    # safetensors lets the owner alone read its file; who may read the one may read the other.
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
+
+
+def as_published(model: nn.Module, names: Names) -> dict[str, Tensor]:
+    """The weights as they lie in a published file."""
     tensors = {
         names.publish(name): parameter.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
     }
-    save_file(join_qkv(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    return join_qkv(tensors)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to write a checkpoint into: it takes the place of ``folder`` when all is
+    written, and after an error everything is as before.
+
+    Of the older folder only what is no checkpoint's stays. What a killed process leaves beside the
+    folder is cleared up by the next one. ValueError for a file, and for the working directory.
+    """
+    try:
+        folder = folder.resolve()
+    except RuntimeError:
+        raise ValueError(f"{folder} is a link that leads to itself") from None
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, no folder for a checkpoint")
+    if folder.exists() and Path.cwd().is_relative_to(folder):
+        raise ValueError(f"{folder} holds the working directory: a checkpoint needs its own folder")
+    new, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder.parent):
+        _settle(folder, old)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        try:
+            yield new
+            if folder.exists():
+                shutil.copymode(folder, new)
+                os.rename(folder, old)
+            os.rename(new, folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            _settle(folder, old)
+
+
+@contextmanager
+def _alone(parent: Path) -> Iterator[None]:
+    """Only one process at once replaces a folder in ``parent``; the others wait, or take over
+    where it was killed.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network drives know no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _settle(folder: Path, old: Path) -> None:
+    """End a replacement: undone if it had not come to the new folder, else the old one goes."""
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
+    if not old.exists():
+        return
+    for path in old.iterdir():
+        of_checkpoint = path.name == "config.json" or ".safetensors" in path.name
+        if not of_checkpoint and not (folder / path.name).exists():
+            os.rename(path, folder / path.name)
+    shutil.rmtree(old)

@@ -1,5 +1,6 @@
 """Load a published checkpoint into the course's own models: same weights in, same numbers out."""
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,13 @@ from minivlm.pretrained.blip import BLIP_NAMES, build_blip
 from minivlm.pretrained.blip2 import BLIP2_NAMES, build_blip2
 from minivlm.pretrained.checkpoints import (
     Names,
+    as_published,
     fill,
+    match,
     normalise_all,
     read_json,
     read_tensors,
+    replacing,
     write_checkpoint,
 )
 from minivlm.pretrained.clip import CLIP_NAMES, SIGLIP_NAMES, build_clip, build_siglip
@@ -57,8 +61,9 @@ FAMILIES = {  # model_type of config.json -> its family
 def family_of(config: dict) -> Family:
     """The family of a config.json; ValueError for an unsupported model_type."""
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
-        raise ValueError(f"unsupported model_type {model_type!r}; supported: {sorted(FAMILIES)}")
+    if model_type not in list(FAMILIES):  # it may be anything, also what has no hash
+        said = reprlib.repr(model_type)
+        raise ValueError(f"unsupported model_type {said}; supported: {sorted(FAMILIES)}")
     return FAMILIES[model_type]
 
 
@@ -74,13 +79,41 @@ def from_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> n
     config = read_json(folder / "config.json")
     family = family_of(config)
     tensors = normalise_all(read_tensors(folder), family.names)
-    with torch.device("meta"):  # shapes only: the weights come from the file
-        build = family.build
-        model = build(config, set(tensors)) if family.by_weights else build(config)
+    model = _shape(config, set(tensors))
     fill(model, tensors, family.names, dtype)
     return model.eval()
 
 
+def _shape(config: dict, weights: set[str]) -> nn.Module:
+    """The model of a published config without its weights: they come from a file."""
+    family = family_of(config)
+    with torch.device("meta"):
+        return family.build(config, weights) if family.by_weights else family.build(config)
+
+
 def save_pretrained(model: nn.Module, config: dict, folder: str | Path) -> None:
-    """Write a model of a published ``config``; from_pretrained reads it, here and elsewhere."""
-    write_checkpoint(model, config, family_of(config).names, Path(folder))
+    """Write a model of a published ``config``; from_pretrained reads it, here and elsewhere.
+
+    The folder is replaced whole or not at all. ValueError if the config is of another model.
+    """
+    names = names_of(model, config)
+    with replacing(Path(folder)) as new:
+        write_checkpoint(model, config, names, new)
+
+
+def names_of(model: nn.Module, config: dict) -> Names:
+    """How the weights of a model are published; ValueError if ``config`` describes another one."""
+    names = family_of(config).names
+    tensors = normalise_all(as_published(model, names), names)
+    described = _shape(config, set(tensors))
+    try:
+        match(described, tensors, names)
+    except ValueError as error:
+        kind = f"{type(model).__name__} is not what this config.json describes"
+        raise ValueError(f"{kind} ({config['model_type']}): {error}") from None
+    theirs = dict(described.named_modules())
+    for name, module in model.named_modules():
+        ours, other = getattr(module, "config", None), getattr(theirs.get(name), "config", None)
+        if ours != other:
+            raise ValueError(f"config.json describes {name or 'the model'} as {other}, not {ours}")
+    return names

@@ -67,6 +67,16 @@ PHRASINGS = {
         "tell me the size of the {noun}.",
     ),
     "relation": ("where is {noun}?", "tell me where {noun} is.", "say where {noun} is."),
+    "column": (
+        "how many columns are left of {noun}?",
+        "count the columns left of {noun}.",
+        "tell me how many columns are left of {noun}.",
+    ),
+    "row": (
+        "how many rows are above {noun}?",
+        "count the rows above {noun}.",
+        "tell me how many rows are above {noun}.",
+    ),
     "yes/no": ("{claim}?", "{claim}? say yes or no.", "tell me: {claim}?", "yes or no: {claim}?"),
     "same": (
         "are the objects of the same {feature}?",
@@ -146,6 +156,20 @@ def description(scene: Scene, rng: Random, held_out: bool = False) -> list[Quest
 def reasoning(scene: Scene, rng: Random, held_out: bool = False, turns: int = 2) -> list[Question]:
     """Turns that count or compare."""
     asked = _countings(scene.objects, rng) + _comparisons(scene.objects, scene.cell)
+    return [rephrase(turn, rng, held_out) for turn in rng.sample(asked, min(turns, len(asked)))]
+
+
+def placing(scene: Scene, rng: Random, held_out: bool = False, turns: int = 4) -> list[Question]:
+    """Turns about places: of each object in cells of the grid, and where one of two is."""
+    distinct = [scene.objects[0]] if alike(scene.objects) else scene.objects
+    asked = [question for question in scene.questions if question.kind == "relation"]
+    for thing in distinct if len(distinct) == 2 or len(scene.objects) == 1 else ():
+        noun = describe_en(thing, article="the")
+        column, row = (int(place // scene.cell) for place in thing.center)
+        asked.append(
+            Question(f"how many columns are left of {noun}?", (NUMBERS[column],), "column")
+        )
+        asked.append(Question(f"how many rows are above {noun}?", (NUMBERS[row],), "row"))
     return [rephrase(turn, rng, held_out) for turn in rng.sample(asked, min(turns, len(asked)))]
 
 

@@ -26,8 +26,8 @@ def read_objects(
     """
     image = as_rgb(image, BACKGROUND)
     pixels = np.asarray(image, dtype=np.float32) - BACKGROUND
-    rows, columns = (side // cell for side in pixels.shape[:2])
-    if pixels.shape[:2] != (rows * cell, columns * cell):
+    rows, columns = (side // max(1, cell) for side in pixels.shape[:2])
+    if cell < 1 or pixels.shape[:2] != (rows * cell, columns * cell):
         raise ValueError(
             f"an image of {image.width} x {image.height} is no grid of cells of {cell} pixels"
         )

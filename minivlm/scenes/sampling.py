@@ -4,6 +4,7 @@
 files in data/scenes are the head of each stream with seed 0.
 """
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ HELD_OUT = (
 SEEN = tuple(
     (color, shape) for color in COLORS for shape in SHAPES if (color, shape) not in HELD_OUT
 )
+PAIRINGS = ("split", "all", "close")
 ROOMY = ("circle", "square")  # the shapes that have room for a label
 LABEL_CHARACTERS = "23456789ACDEFHJKLMNPRTUVWXY"  # without look-alikes
 
@@ -50,12 +52,20 @@ class Options:
     turns: int = 0  # changes of direction in a video
     # share of captions that are false: another scene's; the images do not depend on it
     noise: float = 0.0
+    # Which colours and shapes go together. "split": as the split says. "all": any, for texts about
+    # what no image shows. "close": two objects of one colour or of one shape, one of them as the
+    # split says, so that neither feature alone tells what is where.
+    pairs: str = "split"
 
     def __post_init__(self):
         counts = ("rows", "columns", "cell", "label", "frames", "turns")
         for name in counts:
             if not isinstance(getattr(self, name), Integral):
                 raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+        if self.pairs not in PAIRINGS:
+            raise ValueError(f"pairs must be one of {PAIRINGS}, got {self.pairs!r}")
+        if self.pairs != "split" and (self.label or self.frames > 1):
+            raise ValueError(f"pairs={self.pairs!r} has no labels and no frames; got {self}")
         if not 0 <= self.noise < 1:
             raise ValueError(f"noise must lie in [0, 1), got {self.noise}")
         if min(self.rows, self.columns) < 2 or self.cell < 8:
@@ -67,6 +77,14 @@ class Options:
             raise ValueError(
                 f"label and turns must be >= 0, frames >= 1, and turns + 2 <= frames; got {self}"
             )
+        if self.frames > 1 and not self._has_room():
+            raise ValueError(f"too many frames: in {self.frames}, objects leave {self.size} pixels")
+
+    def _has_room(self) -> bool:
+        """May an object move a pixel a frame, in whatever directions, and never leave the image?"""
+        longest = math.ceil((self.frames - 1) / (self.turns + 1))  # way between two turns
+        one_direction = (self.turns // 2 + 1) * longest  # no two neighbours lead the same way
+        return one_direction <= min(self.size) - object_side("large", self.cell)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -144,6 +162,8 @@ def _false_captions(
 def _objects(rng: Random, split: str, options: Options) -> tuple[tuple[Object, ...], list[Shift]]:
     """The objects of one scene, and how far they have moved in each frame."""
     pairs = HELD_OUT if split == "composition" else SEEN
+    if options.pairs == "all":
+        pairs = SEEN + HELD_OUT
     if options.label:
         pairs = tuple((color, shape) for color, shape in pairs if shape in ROOMY)
     if options.frames > 1:
@@ -156,8 +176,12 @@ def _still_objects(
 ) -> tuple[Object, ...]:
     """One object, two different ones, or two to four alike, each in a cell of its own."""
     kind = rng.choice(("single", "pair", "pair", "pair", "alike"))
+    if options.pairs == "close":
+        kind = "pair"
     count = {"single": 1, "pair": 2, "alike": rng.randint(2, 4)}[kind]
     chosen = rng.sample(pairs, 2) if kind == "pair" else [rng.choice(pairs)] * count
+    if options.pairs == "close":
+        chosen = _close(rng, chosen[0], pairs)
     size = rng.choice(SIZES)
     sizes = [rng.choice(SIZES) if kind == "pair" else size for _ in chosen]
     text = _label(rng, options)
@@ -169,6 +193,15 @@ def _still_objects(
         box = _box(rng, size, row, column, options.cell)
         objects.append(Object(shape, color, size, box, text))
     return tuple(objects)
+
+
+def _close(
+    rng: Random, first: tuple[str, str], pairs: Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """The pair and another one that has its colour or its shape, in any order."""
+    others = [*pairs, *SEEN] if pairs is HELD_OUT else pairs
+    near = [other for other in others if (other[0] == first[0]) != (other[1] == first[1])]
+    return rng.sample([first, rng.choice(near)], 2)
 
 
 def _label(rng: Random, options: Options) -> str:

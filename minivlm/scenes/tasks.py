@@ -106,6 +106,8 @@ def album(
     Returns (number of the scene, question) of each turn, and the messages. All images are in the
     first message; where there are several, each turn says which one it asks about.
     """
+    if not scenes:
+        raise ValueError("no scene given: nothing to ask about")
     numbers = [rng.randrange(len(scenes)) for _ in range(turns)]
     asked = [(number, rng.choice(tasks(scenes[number], rng))) for number in numbers]
     said = [turn for _, turn in asked]

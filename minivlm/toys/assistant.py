@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from minivlm.blip2 import Blip2, ClipFeatures, FirstStage, QFormerConfig, second_stage
 from minivlm.bpe import BPETokenizer
 from minivlm.llava import Llava, LlavaConfig
-from minivlm.multimodal import IMAGE, Processor, Prompted, answer_loss
+from minivlm.multimodal import CONTROL, IMAGE, Processor, Prompted, answer_loss
 from minivlm.parts.generation import generate
 from minivlm.parts.training import fit, minibatches
 from minivlm.pretrained import from_pretrained
-from minivlm.pretrained.checkpoints import Names, fill, read_json, read_tensors
+from minivlm.pretrained.checkpoints import Names, fill, read_tensors
 from minivlm.pretrained.llava import publish_llava
 from minivlm.scenes import Scene, instructions
 from minivlm.scenes.pixels import pixels, vary_channels
@@ -38,7 +38,9 @@ from minivlm.toys.common import (
     load_tokenizer,
     load_toy,
     look_up_images,
+    read_sizes,
     save_toy,
+    shape_of,
 )
 
 QFORMER_SHAPE = {"width": TOY_WIDTH, "layers": 4, "heads": 6, "hidden": 2 * TOY_WIDTH, "length": 32}
@@ -127,6 +129,8 @@ class Assistant:
 
         Without images, the language model alone answers conversations without images.
         """
+        if images is not None and len(images) != len(conversations):
+            raise ValueError(f"{len(images)} images for {len(conversations)} conversations")
         rows = [
             self.processor.prepare(messages, numbers=[] if images is None else [number], reply=True)
             for number, messages in enumerate(conversations)
@@ -156,7 +160,7 @@ class Assistant:
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> "Assistant":
         """Read what ``save`` wrote."""
-        model, tokenizer = load_toy(folder, dtype)
+        model, tokenizer = load_toy(folder, dtype, kind=Llava, marks=CONTROL)
         return cls(model, Processor(tokenizer, model.image_tokens, pixels))
 
 
@@ -180,17 +184,13 @@ def first_stage(
     """
     ids, marks = as_bert(tokenizer, captions, model.qformer.config.length), tokenizer.special_tokens
     stage = FirstStage(model, dec=marks["[DEC]"], pad=marks["[PAD]"])
-    history = defaultdict(list)
 
-    def loss(stage: FirstStage, batch: tuple[Tensor, Tensor]) -> Tensor:
-        parts = stage(vary_channels(batch[0], erased=0.0), batch[1])
-        for name, value in parts.items():
-            history[name].append(value.item())
-        return sum(parts.values())
+    def loss(stage: FirstStage, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return stage(vary_channels(batch[0], erased=0.0), batch[1])
 
     batches = minibatches(images, ids, batch_size=batch, seed=seed)
-    fit(stage, batches, loss, steps, seed=seed, **RATES | options)
-    return dict(history)
+    history = fit(stage, batches, loss, steps, seed=seed, **RATES | options)
+    return {name: history[name] for name in history if name not in ("loss", "grad_norm")}
 
 
 def trained_parts(model: Blip2) -> nn.ModuleDict:
@@ -219,18 +219,26 @@ def load_stage_one(
     """The Q-Former of a folder between the frozen models, and the tokenizer of the texts that it
     reads.
     """
-    tokenizer, config = load_tokenizer(folder), read_json(folder / "config.json")
-    made = Assistant.blip2(config["queries"], seed, tokenizer.vocab_size)
-    fill(trained_parts(made.model), read_tensors(folder), Names())
+    tokenizer, tensors = load_tokenizer(folder), read_tensors(folder)
+    made = Assistant.blip2(_queries(folder, tensors), seed, tokenizer.vocab_size)
+    fill(trained_parts(made.model), tensors, Names())
     return made, tokenizer
 
 
 def load_stage_two(folder: Path = FROZEN / "blip2") -> Assistant:
     """The Q-Former and the Linear of a folder between the frozen models, ready to speak."""
-    made = Assistant.blip2(read_json(folder / "config.json")["queries"])
+    tensors = read_tensors(folder)
+    made = Assistant.blip2(_queries(folder, tensors))
     second_stage(made.model)
-    fill(trained_parts(made.model), read_tensors(folder), Names())
+    fill(trained_parts(made.model), tensors, Names())
     return made
+
+
+def _queries(folder: Path, tensors: dict[str, Tensor]) -> int:
+    """The number of queries of a folder; ValueError if the weights have another."""
+    queries = shape_of(tensors, "qformer.queries", 3)[1]
+    read_sizes(folder, {"queries": queries})
+    return queries
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -147,19 +148,14 @@ class ToyBlip:
         """
         torch.manual_seed(seed)  # before the random queues
         pretraining = Pretraining(self.model, self.marks, queue=QUEUE, momentum=MOMENTUM, ramp=RAMP)
-        history: dict[str, list[float]] = {name: [] for name in losses}
 
-        def loss(module: Pretraining, batch: tuple[Tensor, Tensor]) -> Tensor:
-            seen = vary_channels(batch[0], erased)
-            parts = module(seen, batch[1], losses, random_negatives=random_negatives)
-            for name, value in parts.items():
-                history[name].append(value.item())
-            return sum(parts.values())
-
+        loss = partial(
+            varied_losses, losses=losses, erased=erased, random_negatives=random_negatives
+        )
         options = RATES | {"weight_decay": 0.1} | options
-        fit(pretraining, batches, loss, steps, seed=seed, **options)
+        history = fit(pretraining, batches, loss, steps, seed=seed, **options)
         self.model.eval()
-        return history
+        return {name: history[name] for name in losses}
 
     @torch.no_grad()
     def captions(
@@ -208,7 +204,20 @@ class ToyBlip:
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> "ToyBlip":
         """Read what ``save`` wrote."""
-        return cls(*load_toy(folder, dtype))
+        return cls(*load_toy(folder, dtype, kind=Blip, marks=BERT_MARKS))
+
+
+def varied_losses(
+    pretraining: Pretraining,
+    batch: tuple[Tensor, Tensor],
+    *,
+    losses: Sequence[str],
+    erased: float,
+    random_negatives: bool,
+) -> dict[str, Tensor]:
+    """The losses of a batch of images and ids; options as those of ``ToyBlip.learn``."""
+    seen = vary_channels(batch[0], erased)
+    return pretraining(seen, batch[1], losses, random_negatives=random_negatives)
 
 
 # Captions with one wrong word
@@ -264,8 +273,11 @@ def retrieval(
     toy: ToyBlip, scenes: Sequence[Scene], images: Tensor, among: int = 16
 ) -> dict[str, float]:
     """Recall at 1 both ways, by ITC alone and with its best ``among`` judged again by ITM; any true
-    caption counts.
+    caption counts. ValueError for fewer than ``among`` scenes, or another number of images.
     """
+    if len(images) != len(scenes) or not 0 < among <= len(scenes):
+        found = f"{len(scenes)} scenes and {len(images)} images"
+        raise ValueError(f"retrieval among {among} takes as many scenes and their images: {found}")
     captions = [scene.caption for scene in scenes]
     ids, model = toy.texts(captions), toy.model
     cosine = model.encode_image(images) @ model.encode_text(ids, (ids != toy.marks.pad).long()).T
@@ -303,6 +315,8 @@ def judgements(
 
 def told_truly(toy: ToyBlip, scenes: Sequence[Scene], images: Tensor) -> float:
     """Share of the greedy captions that are true of their scenes."""
+    if len(images) != len(scenes):
+        raise ValueError(f"{len(images)} images for {len(scenes)} scenes")
     return sum(map(is_true, toy.captions(images), scenes)) / len(scenes)
 
 

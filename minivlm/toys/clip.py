@@ -6,8 +6,14 @@ torchrun --nproc-per-node 2 -m minivlm.toys.clip          two, with DistributedD
 torchrun --nproc-per-node 2 tools/check_distributed.py     compares a step with a single process
 """
 
-import argparse
 import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # In the seconds in which torch is imported, an exception is a traceback, or is swallowed.
+    signal.signal(signal.SIGINT, lambda *_: os.write(2, b"stopped\n") and os._exit(130))
+
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from math import log
@@ -142,6 +148,8 @@ def train_in_parallel(kind: str, batch: int, steps: int) -> float:
         raise ValueError(
             f"a batch of {batch} does not divide over {dist.get_world_size()} processes"
         )
+    if kind == "clip" and batch < 2:
+        raise ValueError(f"a batch of {batch} pair has no wrong pair to tell it from")
     scenes = sample(8000, seed=0)
     texts = [scene.caption for scene in scenes]
     tokenizer = BPETokenizer.train(texts, vocab_size=400, special_tokens=(END, PAD))
@@ -165,7 +173,7 @@ def main() -> None:
         if getattr(chosen, name) < 1:
             parser.error(f"--{name} must be 1 or more, got {getattr(chosen, name)}")
     try:
-        torch.zeros(1, device=default_device())
+        torch.zeros(1, device=default_device()).item()
     except (RuntimeError, AssertionError) as error:  # torch raises either
         parser.error(f"the device of MINIVLM_DEVICE cannot be used: {error}")
     torch.set_num_threads(1)
@@ -180,12 +188,20 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        sys.exit("stopped")
-    except BrokenPipeError:  # who read the output has read enough; at the end Python writes again
+        print("stopped", file=sys.stderr)
+        sys.exit(130)  # as shells count it
+    except OSError as error:
+        if error.filename is not None:  # it is not the output that cannot be written
+            raise
+        # What is still in the buffer would raise again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # else who read it has read enough
+            sys.exit(f"the output cannot be written: {error}")
     finally:
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

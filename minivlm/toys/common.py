@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from minivlm.bpe import BPETokenizer
 from minivlm.parts.training import minibatches
 from minivlm.pretrained import from_pretrained
-from minivlm.pretrained.checkpoints import Names, write_checkpoint
-from minivlm.pretrained.loading import family_of
+from minivlm.pretrained.checkpoints import Names, read_json, replacing, write_checkpoint
+from minivlm.pretrained.loading import names_of
 from minivlm.scenes import Scene, grammar, is_true
 from minivlm.scenes.files import DATA
 from minivlm.vit import sincos_2d
@@ -70,7 +70,10 @@ def as_bert(tokenizer: BPETokenizer, texts: Sequence[str], positions: int) -> Te
 
 def pad_right(rows: Sequence[list[int]], pad: int, length: int = 0) -> Tensor:
     """Rows of ids -> (B, T), padded to ``length`` or to the longest."""
-    length = length or max(map(len, rows))
+    longest = max(map(len, rows), default=0)
+    if not rows or 0 < length < longest:
+        raise ValueError(f"cannot pad {len(rows)} rows of up to {longest} ids to {length}")
+    length = length or longest
     return torch.tensor([row + [pad] * (length - len(row)) for row in rows])
 
 
@@ -140,22 +143,59 @@ def truth_table(scenes: Sequence[Scene], captions: Sequence[str]) -> Tensor:
 def save_toy(
     model: nn.Module, config: dict, folder: str | Path, tokenizer: BPETokenizer | None = None
 ) -> None:
-    """Write config.json, model.safetensors and tokenizer.json.
+    """Write config.json, model.safetensors and tokenizer.json: all of them or none.
 
     A config with a model_type is a published one, and so are the names of the weights then.
     """
-    folder = Path(folder)
-    names = family_of(config).names if "model_type" in config else Names()
-    write_checkpoint(model, config, names, folder)
-    if tokenizer:
-        tokenizer.save(folder / "tokenizer.json")
+    names = names_of(model, config) if "model_type" in config else Names()
+    with replacing(Path(folder)) as new:
+        write_checkpoint(model, config, names, new)
+        if tokenizer:
+            tokenizer.save(new / "tokenizer.json")
 
 
 def load_toy(
-    folder: str | Path, dtype: torch.dtype = torch.float32
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    kind: type[nn.Module] = nn.Module,
+    marks: Collection[str] = (),
 ) -> tuple[nn.Module, BPETokenizer]:
-    """A folder of ``save_toy`` with a published config -> the model and its tokenizer."""
-    return from_pretrained(folder, dtype), load_tokenizer(folder)
+    """A folder of ``save_toy`` with a published config -> the model and its tokenizer.
+
+    ValueError if they do not belong together: a model of another kind, a tokenizer without one of
+    the marks, of another size than the table of words, or of another id for an image.
+    """
+    model, tokenizer = from_pretrained(folder, dtype), load_tokenizer(folder)
+    if not isinstance(model, kind):
+        raise ValueError(f"{folder} holds a {type(model).__name__}, not a {kind.__name__}")
+    special, image = tokenizer.special_tokens, getattr(model, "image_token_id", None)
+    tables = {part.num_embeddings for part in model.modules() if isinstance(part, nn.Embedding)}
+    fits = tokenizer.vocab_size in tables and (image is None or image in special.values())
+    if not fits or not {*marks} <= special.keys():
+        found = f"{tokenizer.vocab_size} ids, marks {sorted(special)}"
+        raise ValueError(f"{folder}: the tokenizer ({found}) is not that of the model")
+    return model, tokenizer
+
+
+def read_sizes(folder: str | Path, sizes: dict[str, int]) -> dict:
+    """The config.json of a small model, before anything is made of it.
+
+    sizes: what the weights need; ValueError if it says otherwise.
+    """
+    path = Path(folder) / "config.json"
+    config = read_json(path)
+    for key, size in sizes.items():
+        if config.get(key) != size or isinstance(config[key], bool):
+            raise ValueError(f"{path}: {key} is {config.get(key)!r}, but the weights need {size}")
+    return config
+
+
+def shape_of(tensors: dict[str, Tensor], name: str, axes: int) -> tuple[int, ...]:
+    """The shape of a tensor of a file; ValueError if it is not there or has not so many axes."""
+    if name not in tensors or tensors[name].ndim != axes:
+        raise ValueError(f"missing tensor {name} of {axes} axes")
+    return tuple(tensors[name].shape)
 
 
 def load_tokenizer(folder: str | Path) -> BPETokenizer:

@@ -143,6 +143,8 @@ class AnySizeCaptioner:
         -> ids, labels, segments (R, L), positions (3, R, L), and values and grids of the images in
         this order. length 0: a row each.
         """
+        if not rows:
+            raise ValueError("no row given: nothing to pack")
         bins = first_fit(rows, length)
         fills = {
             "ids": self.tokenizer.special_tokens["<|pad|>"],
@@ -181,7 +183,11 @@ class AnySizeCaptioner:
     ) -> Iterator[dict[str, Tensor]]:
         """Endless batches of ``size`` scenes, packed; an image is cut into patches when its turn
         comes.
+
+        What fills no whole batch at the end of an epoch is left out.
         """
+        if not 0 < size <= len(scenes):
+            raise ValueError(f"cannot cut batches of {size} from {len(scenes)} scenes")
         rng = Random(seed)
         while True:
             order = rng.sample(scenes, len(scenes))
@@ -241,7 +247,7 @@ class AnySizeCaptioner:
     @classmethod
     def load(cls, folder: str | Path = FROZEN / "qwen2_vl") -> "AnySizeCaptioner":
         """Read what ``save`` wrote."""
-        return cls(*load_toy(folder))
+        return cls(*load_toy(folder, kind=Qwen2VL, marks=ANY_SIZE_MARKS))
 
 
 def first_fit(rows: Sequence[dict], length: int) -> list[list[dict]]:

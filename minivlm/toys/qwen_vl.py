@@ -7,6 +7,7 @@ Used by notebook 09, by the experiments for its tables and by tools/build_checkp
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isqrt
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,7 +22,7 @@ from minivlm.multimodal import answer_loss
 from minivlm.parts.decoder import Decoder
 from minivlm.parts.generation import generate
 from minivlm.parts.training import fit, minibatches
-from minivlm.pretrained.checkpoints import Names, fill, read_json, read_tensors
+from minivlm.pretrained.checkpoints import Names, fill, read_tensors
 from minivlm.qwen_vl import (
     QWEN_VL_NAMES,
     ImageTower,
@@ -43,7 +44,9 @@ from minivlm.toys.common import (
     image_map,
     load_toy,
     look_up_images,
+    read_sizes,
     save_toy,
+    shape_of,
 )
 
 TOWER = VisionConfig(
@@ -182,6 +185,14 @@ class Pointer:
     @classmethod
     def load(cls, folder: str | Path = FROZEN / "qwen_vl") -> "Pointer":
         """Read what ``save`` wrote."""
-        made = cls.new(**read_json(Path(folder) / "config.json"))
-        fill(made.model, read_tensors(Path(folder)), Names())
+        tensors = read_tensors(Path(folder))
+        patch = shape_of(tensors, "vision.patch.weight", 4)[-1]
+        rows, _ = shape_of(tensors, "vision.positions", 2)
+        queries, _ = shape_of(tensors, "resampler.queries", 2)
+        sizes = {"side": isqrt(queries), "patch": patch, "image_size": isqrt(rows) * patch}
+        config = read_sizes(folder, sizes)
+        if unknown := config.keys() - {*sizes, "positions"}:
+            raise ValueError(f"{Path(folder) / 'config.json'}: unknown key {min(unknown)!r}")
+        made = cls.new(**config)
+        fill(made.model, tensors, Names())
         return made

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minivlm.parts.training import fit, minibatches
-from minivlm.pretrained.checkpoints import Names, fill, read_json, read_tensors
+from minivlm.pretrained.checkpoints import Names, fill, match, read_json, read_tensors
 from minivlm.scenes.drawing import BACKGROUND
 from minivlm.toys.common import FROZEN, save_toy
 from minivlm.vqvae import VQVAE, VQVAEConfig
@@ -40,18 +40,36 @@ def save_vqvae(model: VQVAE, folder: str | Path) -> None:
     save_toy(model, asdict(model.config), folder)
 
 
+def _read_config(path: Path, tensors: dict[str, Tensor]) -> VQVAEConfig:
+    """The configuration; ValueError for sizes that no part of these weights has."""
+    content = read_json(path)
+    fields = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+    }
+    try:
+        config = VQVAEConfig(**fields)
+    except TypeError as error:
+        raise ValueError(f"{path} is no VQVAEConfig: {error}") from None
+    if not isinstance(config.widths, tuple) or not 0 < len(config.widths) < len(tensors):
+        raise ValueError(f"{path}: widths is {config.widths!r}, no list of sizes")
+    most = max((tensor.numel() for tensor in tensors.values()), default=0)
+    sizes = [(key, getattr(config, key), 1, most) for key in ("codes", "dim", "hidden", "channels")]
+    sizes += [("widths", width, 1, most) for width in config.widths]
+    for key, value, least, largest in [*sizes, ("blocks", config.blocks, 0, len(tensors))]:
+        if type(value) is not int or not least <= value <= largest:
+            raise ValueError(f"{path}: {key} is {value!r}, which no part of the weights has")
+    return config
+
+
 def load_vqvae(folder: str | Path = FROZEN / "vqvae") -> VQVAE:
     """What ``save_vqvae`` wrote; ValueError for a missing, extra or misshapen tensor."""
     folder = Path(folder)
-    config = read_json(folder / "config.json")
-    fields = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
-    }
-    try:
-        model = VQVAE(VQVAEConfig(**fields))
-    except TypeError as error:
-        raise ValueError(f"{folder / 'config.json'} is no VQVAEConfig: {error}") from None
-    fill(model, read_tensors(folder), Names())
+    tensors = read_tensors(folder)
+    config = _read_config(folder / "config.json", tensors)
+    with torch.device("meta"):  # before memory is taken for what the weights do not have
+        match(VQVAE(config), tensors, Names())
+    model = VQVAE(config)
+    fill(model, tensors, Names())
     codebook = model.quantizer.codebook.requires_grad_(not model.config.ema)
     model.quantizer.place(torch.arange(model.config.codes), codebook.detach().clone())
     return model.eval()

@@ -1,4 +1,4 @@
-"""What published tokenizers have in common: split patterns, visible bytes, files.
+"""What the files of published byte-level tokenizers have in common.
 
 Data: tokens are the strings that a file holds, all else is lists and dicts; the form is that of
 tokenizer.json, and `vocab_and_merges` gives the older pair of files the same form.
@@ -9,26 +9,21 @@ caller.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import regex
 
-# The patterns that cut a text into pieces. Some files only imply theirs: the pre-tokenizer
-# ByteLevel has GPT-2's, unless it has none; a Qwen2 tokenizer without tokenizer.json has Qwen2's.
-GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CL100K_SPLIT = (  # GPT-4: at most three digits in a piece
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+from minivlm.formats.patterns import (
+    GPT2_SPLIT,
+    NO_SPLIT,
+    QWEN2_SPLIT,
+    from_oniguruma,
+    to_portable,
 )
-QWEN2_SPLIT = (  # one digit in a piece
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-NO_SPLIT = r"[\s\S]+"
 
 # GPT-2 writes a byte as one visible character: 188 bytes as themselves, the other 68 as U+0100,
 # U+0101, ... The ids 0-255 follow that order, so '!' is 0 and the space, written U+0120, is 220.
@@ -38,11 +33,7 @@ BYTE_TO_ID = bytes(ID_TO_BYTE.index(b) for b in range(256))  # a table for bytes
 BYTE_TO_CHAR = {b: chr(b if i < 188 else 256 + i - 188) for i, b in enumerate(ID_TO_BYTE)}
 CHAR_TO_BYTE = {char: b for b, char in BYTE_TO_CHAR.items()}
 
-# \p{N}{1,3}+ takes at most three digits in regex and tiktoken, but any number in Oniguruma, which
-# reads tokenizer.json: there it repeats the interval. So such an interval is written and read in
-# other words.
-POSSESSIVE = regex.compile(r"((?:\\p\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|[^\\\])}])\{\d*,?\d*\})\+")
-
+Made = TypeVar("Made")
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False}  # of an added token
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
@@ -62,13 +53,13 @@ def from_visible(text: str) -> bytes:
 
 def write_byte_level(path: Path, arguments: dict[str, Any]) -> None:
     """Write tokenizer.json. `arguments` are named as `read_byte_level` returns them."""
-    late = arguments["late_tokens"]
+    late, plain = arguments["late_tokens"], arguments["plain_tokens"]
     special = sorted(arguments["special_tokens"].items(), key=lambda item: item[1])
     data = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added_token(token, i, token in late) for token, i in special],
+        "added_tokens": [_added(token, i, token in late, token in plain) for token, i in special],
         "normalizer": {"type": arguments["normalization"]} if arguments["normalization"] else None,
         "pre_tokenizer": _split_then_bytes(arguments["pattern"]),
         "post_processor": None,
@@ -85,22 +76,27 @@ def write_byte_level(path: Path, arguments: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, ensure_ascii=False, indent=0), encoding="utf-8")
 
 
-def _added_token(token: str, i: int, late: bool) -> dict[str, Any]:
-    return {"id": i, "content": token} | FLAGS | {"normalized": late, "special": not late}
+def _added(token: str, i: int, late: bool, plain: bool) -> dict[str, Any]:
+    return {"id": i, "content": token} | FLAGS | {"normalized": late, "special": not plain}
 
 
-def read_byte_level(path: Path) -> dict[str, Any]:
-    """The arguments of a byte-level BPE from a tokenizer.json."""
-    return _arguments(load_json(path), path)
+def read_byte_level(path: Path, make: Callable[..., Made]) -> Made:
+    """What `make` makes of the arguments in a tokenizer.json: a byte-level BPE."""
+    return _make(load_json(path), path, make)
 
 
-def read_folder(folder: Path) -> dict[str, Any]:
+def read_folder(folder: Path, make: Callable[..., Made]) -> Made:
     """The same from a folder that holds tokenizer.json, or else vocab.json and merges.txt."""
     if (folder / "tokenizer.json").exists():
-        return read_byte_level(folder / "tokenizer.json")
+        return read_byte_level(folder / "tokenizer.json", make)
     if not (folder / "vocab.json").exists() or not (folder / "merges.txt").exists():
         raise ValueError(f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt")
-    return _arguments(vocab_and_merges(folder, set(CHAR_TO_BYTE)), folder)
+    return _make(vocab_and_merges(folder, set(CHAR_TO_BYTE)), folder, make)
+
+
+def _make(data: dict[str, Any], path: Path, make: Callable[..., Made]) -> Made:
+    with errors_name(path):
+        return make(**_arguments(data))
 
 
 def load_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
@@ -109,8 +105,8 @@ def load_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # broken JSON or broken UTF-8
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:  # broken, broken UTF-8, nested too deeply
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}, not a JSON object")
     return data
@@ -134,12 +130,15 @@ def vocab_and_merges(folder: Path, alphabet: set[str]) -> dict[str, Any]:
         for part in chain.from_iterable(merges):
             if part not in made:
                 raise ValueError(f"not byte-level: {part!r} is neither a byte nor made by a merge")
-        for i, token in config.get("added_tokens_decoder", {}).items():
-            special[_content(token)] = int(i)
+        flags = config.get("added_tokens_decoder", {})
+        special |= {_content(token): int(i) for i, token in flags.items()}
+        flags = {token["content"]: token for token in flags.values()}
         special |= {token: i for token, i in vocab.items() if token not in made}
     qwen2 = str(config.get("tokenizer_class", "")).startswith("Qwen2")
     return {
-        "added_tokens": [{"id": i, "content": token} for token, i in special.items()],
+        "added_tokens": [
+            flags.get(token, {}) | {"id": i, "content": token} for token, i in special.items()
+        ],
         "normalizer": {"type": "NFC"} if qwen2 else None,
         "pre_tokenizer": _split_then_bytes(QWEN2_SPLIT if qwen2 else GPT2_SPLIT),
         "model": {"vocab": vocab, "merges": merges},
@@ -165,28 +164,28 @@ def as_pair(merge: str | Sequence[str]) -> tuple[str, str]:
     raise ValueError(f"merge {merge!r} is not a pair of tokens")
 
 
-def _arguments(data: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A tokenizer.json, read from `path`, as the arguments of a byte-level BPE.
+def _arguments(data: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json as the arguments of a byte-level BPE.
 
     An entry of the vocabulary that is only a special token is no rank.
     """
-    with errors_name(path):
-        model = _bpe_model(data)
-        merges = [as_pair(merge) for merge in model["merges"]]
-        added = data.get("added_tokens") or []
-        special = {_content(token): token["id"] for token in added}
-        used = {part for left, right in merges for part in (left, right, left + right)}
-        only_special = special.keys() - used - CHAR_TO_BYTE.keys()
-        vocab = {token: i for token, i in model["vocab"].items() if token not in only_special}
-        return {
-            "ranks": {from_visible(token): i for token, i in vocab.items()},
-            "merges": [(from_visible(left), from_visible(right)) for left, right in merges],
-            "pattern": _pattern(data.get("pre_tokenizer")),
-            "special_tokens": special,
-            "normalization": _normalization(data.get("normalizer")),
-            "ignore_merges": bool(model.get("ignore_merges")),
-            "late_tokens": [token["content"] for token in added if token.get("normalized")],
-        }
+    model = _bpe_model(data)
+    merges = [as_pair(merge) for merge in model["merges"]]
+    added = data.get("added_tokens") or []
+    special = {_content(token): token["id"] for token in added}
+    used = {part for left, right in merges for part in (left, right, left + right)}
+    only_special = special.keys() - used - CHAR_TO_BYTE.keys()
+    vocab = {token: i for token, i in model["vocab"].items() if token not in only_special}
+    return {
+        "ranks": {from_visible(token): i for token, i in vocab.items()},
+        "merges": [(from_visible(left), from_visible(right)) for left, right in merges],
+        "pattern": _pattern(data.get("pre_tokenizer")),
+        "special_tokens": special,
+        "normalization": _normalization(data.get("normalizer")),
+        "ignore_merges": bool(model.get("ignore_merges")),
+        "late_tokens": [token["content"] for token in added if token.get("normalized")],
+        "plain_tokens": [token["content"] for token in added if not token.get("special", True)],
+    }
 
 
 def _bpe_model(data: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +202,8 @@ def _bpe_model(data: dict[str, Any]) -> dict[str, Any]:
 
 def _content(token: dict[str, Any]) -> str:
     """The text of an added token; ValueError for flags that make ids depend on the text around."""
+    if not isinstance(token["content"], str):
+        raise ValueError(f"added token {token['content']!r} is no text")
     for flag in FLAGS:
         if token.get(flag):
             raise ValueError(f"added token {token['content']!r} with {flag} is not supported")
@@ -211,7 +212,7 @@ def _content(token: dict[str, Any]) -> str:
 
 def _split_then_bytes(pattern: str) -> dict[str, Any]:
     """The pre-tokenizer that cuts by a pattern and makes bytes visible; `_pattern` reads it."""
-    portable = POSSESSIVE.sub(r"(?>\1)", pattern)
+    portable = to_portable(pattern)
     cut = {"type": "Split", "pattern": {"Regex": portable}, "behavior": "Isolated", "invert": False}
     if portable != pattern:
         cut["minivlm_pattern"] = pattern
@@ -233,11 +234,11 @@ def _pattern(pre_tokenizer: dict[str, Any] | None) -> str:
         return GPT2_SPLIT if own else NO_SPLIT
     if own or split.get("behavior") != "Isolated":
         raise ValueError(f"Split {split.get('behavior')} with use_regex={own} is not supported")
-    if "minivlm_pattern" in split:
-        return split["minivlm_pattern"]
+    ours = split.get("minivlm_pattern", NO_SPLIT)
     if "String" in split["pattern"]:
-        return regex.escape(split["pattern"]["String"])
-    return POSSESSIVE.sub(r"(?:\1)+", split["pattern"]["Regex"])
+        return regex.escape(split["pattern"]["String"], literal_spaces=True)
+    written = split["pattern"]["Regex"]
+    return ours if to_portable(ours) == written else from_oniguruma(written)
 
 
 def _normalization(normalizer: dict[str, Any] | None) -> str | None:
