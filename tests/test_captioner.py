@@ -9,14 +9,23 @@ from PIL import Image
 from minivlm import __main__ as command
 from minivlm import scenes
 from minivlm.scenes import drawing
-from minivlm.scenes.pixels import pixels, vary_channels
+from minivlm.scenes.pixels import (
+    MEAN,
+    STD,
+    augment,
+    dither,
+    lose_channel,
+    paper,
+    pixels,
+    vary_channels,
+)
 from minivlm.scenes.sampling import HELD_OUT, SEEN
 from minivlm.toys.captioner import Captioner, train_captioner
 
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Captioner, dict]:
-    return train_captioner(scene_count=600, steps=60)
+    return train_captioner(scene_count=600, steps=120)
 
 
 def test_a_short_training_learns_to_speak_the_grammar(trained):
@@ -66,6 +75,67 @@ def test_varied_channels_keep_the_paper_and_lose_one_colour_in_a_fifth_of_the_im
 def test_no_channel_is_erased_when_none_shall_be():
     kept = vary_channels(torch.ones(500, 3, 2, 2), erased=0.0)[:, :, 0, 0]
     assert kept.min() >= 0.8 and kept.max() <= 1.2
+
+
+def as_light(pixel_values: torch.Tensor) -> torch.Tensor:
+    """pixel_values -> bytes, as floats."""
+    mean, std = (torch.tensor(x)[:, None, None] for x in (MEAN, STD))
+    return 255 * (pixel_values * std + mean)
+
+
+def test_dither_leaves_few_levels_and_the_mean():
+    torch.manual_seed(0)
+    flat = torch.full((4000, 3, 8, 8), -2.3)
+    light = as_light(dither(flat))
+    assert light.mean().item() == pytest.approx(as_light(flat[:1]).mean().item(), abs=0.5)
+    coarse = [image for image in light[:400] if image.max() - image.min() > 40]
+    assert 30 < len(coarse) < 90  # 15 % have steps of 51
+    assert all(torch.allclose(image / 51, (image / 51).round(), atol=1e-3) for image in coarse)
+
+
+def test_papers_are_light_and_nearly_grey_and_a_quarter_is_the_courses():
+    torch.manual_seed(0)
+    added = paper(4000, torch.device("cpu"))
+    own = (added == 0).all(dim=1).flatten()
+    assert 0.22 < own.float().mean() < 0.28
+    light = as_light(added[~own])[..., 0, 0]
+    assert light.min() > 165 and light.max() <= 255.01
+    assert light.mean(dim=1).std() > 14 and light.std(dim=1).mean() < 6
+
+
+def test_a_fifth_of_the_images_without_black_loses_a_channel():
+    torch.manual_seed(0)
+    images = torch.ones(3000, 3, 4, 4)
+    kept = lose_channel(images, 0.2)
+    assert 0.17 < (kept == 0).flatten(1).sum(dim=1).float().mean() < 0.23
+    images[:, :, 0, 0] = -6  # one black pixel
+    assert lose_channel(images, 0.2).all()
+    assert not lose_channel(images, 1.0, spare_black=False).all()
+
+
+def test_a_scene_drawn_otherwise_keeps_its_colours_in_place():
+    torch.manual_seed(0)
+    found = [s for s in scenes.sample(300, 3) if len(s.objects) == 1]
+    varied = as_light(augment(pixels([s.image for s in found]), erased=0.0))
+    for scene, light in zip(found, varied, strict=True):
+        x1, y1, x2, y2 = scene.objects[0].box
+        x, y = (x1 + x2) // 2, (y1 + y2) // 2
+        inside = light[:, y - 1 : y + 2, x - 1 : x + 2].mean(dim=(1, 2))
+        drawn = torch.tensor(drawing.PALETTE[scene.objects[0].color]).float()
+        assert (inside - drawn).abs().max() < 75  # 20 % of contrast, and dither
+        corners = light[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+        assert corners.mean() > 150
+
+
+def test_without_the_red_channel_black_looks_red():
+    """Why images with black keep their channels."""
+    black = torch.tensor(drawing.PALETTE["black"])
+    without = torch.tensor([drawing.BACKGROUND[0], *black[1:]])
+    distance = {
+        color: (torch.tensor(rgb) - without).abs().sum().item()
+        for color, rgb in drawing.PALETTE.items()
+    }
+    assert min(distance, key=distance.get) == "red" and distance["red"] < distance["black"]
 
 
 def test_the_colours_shown_as_circle_and_as_square_stand_out_in_green_and_yellow_does_not():
