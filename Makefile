@@ -3,7 +3,7 @@
 PYTHON ?= python
 SEEDS ?= 0 1 2
 OPTIONS ?=
-SLOW = captioner distributed notebooks train_blip train_clip train_qwen
+SLOW = command_line distributed notebooks train_blip train_clip train_qwen captioner
 CODE = minivlm tests tools experiments notebooks conftest.py
 EXPERIMENTS = $(sort $(wildcard experiments/[0-9]*.py))
 
@@ -12,8 +12,8 @@ EXPERIMENTS = $(sort $(wildcard experiments/[0-9]*.py))
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
-fast:  ## unit tests without trainings, notebooks and mypy: under two minutes on one core
-	$(PYTHON) -m pytest tests -q $(SLOW:%=--ignore=tests/test_%.py) -k "not mypy and not tiny_settings"
+fast:  ## no trainings, command lines, wrong solutions, notebooks, mypy: two and a half minutes
+	$(PYTHON) -m pytest tests -q --ignore=tests/wrong_solutions $(SLOW:%=--ignore=tests/test_%.py) -k "not mypy and not tiny_settings"
 
 test:  ## every test, and every cell of every notebook: about twenty minutes on one core
 	$(PYTHON) -m pytest
