@@ -1,4 +1,4 @@
-"""python -m minivlm: train a captioner for two minutes, then caption pictures that it never saw.
+"""python -m minivlm: train a captioner for three minutes, then caption pictures that it never saw.
 
 python -m minivlm caption IMAGE...: caption picture files with the captioner that was trained.
 python -m minivlm ask IMAGE "what colour is the star?": answer a question with a small LLaVA.
@@ -65,7 +65,7 @@ def demo() -> int:
     # Sums depend on the number of threads: with one, a run repeats on the same machine.
     torch.set_num_threads(1)
     print("A vision-language model from scratch: image tower, projector, language model.")
-    print("Drawing 24,000 training scenes, then training on one core for two to three minutes ...")
+    print("Drawing 24,000 training scenes, then training on one core for about three minutes ...")
     start = time.perf_counter()
     captioner, history = train_captioner()
     parameters = sum(p.numel() for p in captioner.model.parameters())

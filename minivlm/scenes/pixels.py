@@ -2,7 +2,8 @@
 
 A file says the same scene in many ways: on white paper or grey, sharp or blurred, in millions of
 colours or dithered from a few. A model that has seen one of them reads only that one: trained on
-paper of exactly 242, the captioner keeps 6 of 97 true captions at 241.
+paper of exactly 242, the captioner says hardly anything true of white paper
+(experiments/08_stored_images.py).
 """
 
 from collections.abc import Sequence

@@ -37,7 +37,7 @@ from minivlm.toys.common import (
 )
 
 CAPTIONER_MARKS = ("<|image|>", "<|end|>", "<|pad|>")
-SCENES, BATCH, STEPS = 24_000, 64, 1100  # two and a half minutes on one core
+SCENES, BATCH, STEPS = 24_000, 64, 1100  # three minutes on one busy core
 # Of the labels: the language model must not rule out a colour-shape pair that it never read.
 SMOOTHING = 0.1
 
