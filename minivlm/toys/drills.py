@@ -2,12 +2,12 @@
 
 "small red circle 3 large blue square 12": what colour is the circle? The answer stands one word
 before the noun, so two layers must work together: one writes into each place what stood before it,
-a later one finds the noun and reads what was written there. Neither layer is of use alone. In
-language a model is at first better served by guessing one of the two colours, and it stays there.
-In random ids there is nothing to guess: to repeat a sequence builds the first layer (the induction
-heads of Olsson et al. 2022, "In-context Learning and Induction Heads"), to recall a pair (Arora et
-al. 2023, "Zoology", section 3) both, and fillers between the key and its value make room for a
-question.
+a later one finds the noun and reads what was written there. In language a guess between the two
+colours is right half of the time. In random ids there is little to guess: a sequence to repeat asks
+for the first layer (the induction heads of Olsson et al. 2022, "In-context Learning and Induction
+Heads"), a pair to recall for both (Arora et al. 2023, "Zoology", section 3), and fillers between
+the key and its value make room for a question. Only the look back is drilled. No checkpoint in
+data/ was trained with these drills.
 
 Data: ids (R, T) and their labels, of which only what can be known is trained on.
 """
@@ -65,16 +65,14 @@ def recall_later(rows: int, pairs: int, ids: int, gap: int, rng: Random) -> Batc
     content, mark = ids - FILLERS - 1, torch.full((rows, 1), ids - 1)
     plain, _ = recall(rows, pairs, content)
     parts = [plain[:, : 2 * pairs]]
+    labels = [torch.full_like(parts[0], IGNORE)]
     for pair in plain[:, 2 * pairs :].view(rows, pairs, 2, 1).unbind(1):
         key, value = pair.unbind(1)
-        before, between = (
-            torch.randint(content, content + FILLERS, (rows, rng.randint(0, gap))) for _ in "12"
-        )
-        parts += [before, mark, key, between, mark, value]
-    lengths = [part.shape[1] for part in parts]
-    labels = [torch.full_like(part, IGNORE) for part in parts]
-    for number in range(6, len(lengths), 6):
-        labels[number] = parts[number]
+        before = torch.randint(content, content + FILLERS, (rows, rng.randint(0, gap)))
+        between = torch.randint(content, content + FILLERS, (rows, rng.randint(0, gap)))
+        asked = torch.cat([before, mark, key, between, mark], dim=1)
+        parts += [asked, value]
+        labels += [torch.full_like(asked, IGNORE), value]
     return torch.cat(parts, dim=1), torch.cat(labels, dim=1)
 
 
