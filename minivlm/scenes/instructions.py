@@ -70,17 +70,21 @@ PHRASINGS = {
     "column": (
         "how many columns are left of {noun}?",
         "count the columns left of {noun}.",
+        "say how many columns there are left of {noun}.",
         "tell me how many columns are left of {noun}.",
     ),
     "row": (
         "how many rows are above {noun}?",
         "count the rows above {noun}.",
+        "say how many rows there are above {noun}.",
         "tell me how many rows are above {noun}.",
     ),
     "yes/no": ("{claim}?", "{claim}? say yes or no.", "tell me: {claim}?", "yes or no: {claim}?"),
     "same": (
         "are the objects of the same {feature}?",
         "do the objects have the same {feature}?",
+        "is the {feature} the same?",
+        "tell me if the objects share their {feature}.",
         "is the {feature} of the objects the same?",
     ),
     "which": (
@@ -102,19 +106,19 @@ COMPARED = {
 
 
 def listing(scene: Scene, rng: Random | None = None) -> str:
-    """The scene in words: "small red circle 3 large blue square 12".
+    """The scene in words: "small red circle row 0 column 2 large blue square row 2 column 3".
 
-    A number is that of a cell, counted row by row from 1; objects that look alike share their
-    words: "small green star 1 6 12". In reading order or, with ``rng``, in a random one.
+    Rows and columns of cells are counted from 0; objects that look alike share their words: "small
+    green star row 0 column 0 row 1 column 1". In reading order or, with ``rng``, in a random one.
     """
-    things, columns = reading_order(scene.objects, scene.cell), scene.image.width // scene.cell
+    things = reading_order(scene.objects, scene.cell)
     if rng:
         things = rng.sample(things, len(things))
     words: dict[str, str] = {}
     for thing in things:
         column, row = (int(place // scene.cell) for place in thing.center)
         looks = describe_en(thing, article="")
-        words[looks] = f"{words.get(looks, looks)} {row * columns + column + 1}"
+        words[looks] = f"{words.get(looks, looks)} row {row} column {column}"
     return " ".join(words.values())
 
 
@@ -171,6 +175,9 @@ def placing(scene: Scene, rng: Random, held_out: bool = False, turns: int = 4) -
         )
         asked.append(Question(f"how many rows are above {noun}?", (NUMBERS[row],), "row"))
     return [rephrase(turn, rng, held_out) for turn in rng.sample(asked, min(turns, len(asked)))]
+
+
+MAKERS = (conversation, description, reasoning, placing)  # of the turns about a scene
 
 
 def _countings(things: Sequence[Object], rng: Random) -> list[Question]:
@@ -313,43 +320,71 @@ def illustrated(
 ) -> list[tuple[int, list[dict]]]:
     """What a model reads that sees the images: (number of the scene, ``messages``).
 
-    A conversation, a description and a reasoning a scene (LLaVA's second stage) or, with
-    ``captions``, the image and a caption of it without any question (its first). ``turns``: as many
-    in conversations, half as many in reasonings.
+    A conversation, a description, a reasoning and the places of a scene (LLaVA's second stage) or,
+    with ``captions``, the image and a caption of it without any question (its first). ``turns``: as
+    many in conversations and about places, half as many in reasonings.
     """
     rng, rows = Random(f"illustrated {seed}"), []
     for number, scene in enumerate(scenes):
         if captions:
             talks = [_bare_caption(scene, rng)]
         else:
-            talks = [
-                conversation(scene, rng, turns=turns),
-                description(scene, rng),
-                reasoning(scene, rng, turns=turns // 2 or 2),
-            ]
+            talks = _talks(scene, rng, turns, turns // 2 or 2)
         rows += [(number, messages(talk, IMAGE)) for talk in talks]
     return rows
 
 
-def corpus(scenes: Sequence[Scene], seed: int, context: bool = True) -> list[list[dict]]:
-    """What a language model reads that never sees an image: five ``messages`` a scene.
-
-    A plain caption and, each after a listing, a caption, a description, a conversation and a
-    reasoning of more turns. ``context=False`` (the ablation) gives the same without any listing:
-    what is asked can then only be guessed.
+def _talks(scene: Scene, rng: Random, turns: int, fewer: int) -> list[list[Question]]:
+    """A conversation, a description, a reasoning of ``fewer`` turns and, unless several objects are
+    alike, the places.
     """
-    rng, rows = Random(f"instructions {seed}"), []
+    talks = [
+        conversation(scene, rng, turns=turns),
+        description(scene, rng),
+        reasoning(scene, rng, turns=fewer),
+        placing(scene, rng, turns=turns or 2),
+    ]
+    return [talk for talk in talks if talk]
+
+
+def in_words(scenes: Sequence[Scene], seed: int, context: bool = True) -> list[list[dict]]:
+    """As ``illustrated``, with a listing in the place of each image: ``messages``.
+
+    Half of the listings are in a random order. ``context=False`` (the ablation) gives the same
+    without any listing: what is asked can then only be guessed.
+    """
+    rng, rows = Random(f"in words {seed}"), []
     for scene in scenes:
-        caption = _bare_caption(scene, rng)
-        talks = (
-            caption,
-            description(scene, rng),
-            conversation(scene, rng, turns=6),
-            reasoning(scene, rng, turns=4),
-        )
-        rows.append(messages(caption))
-        rows += [messages(talk, listing(scene) if context else "") for talk in talks]
+        for talk in _talks(scene, rng, turns=6, fewer=5):
+            words = listing(scene, rng if rng.random() < 0.5 else None)
+            rows.append(messages(talk, words if context else ""))
     return rows
+
+
+def look_ups(scenes: Sequence[Scene], seed: int, most: int = 7) -> list[list[dict]]:
+    """A listing of each scene, and what can be read off it: what one object looks like, and where
+    it is.
+
+    At most ``most`` questions, in a random order.
+    """
+    rng, rows = Random(f"look-ups {seed}"), []
+    for scene in scenes:
+        asked = [turn for turn in placing(scene, rng, turns=9) if turn.kind != "relation"]
+        looks = [question for question in scene.questions if question.kind in FEATURES]
+        asked += [rephrase(question, rng) for question in looks]
+        turns = rng.sample(asked, min(len(asked), most))
+        if turns:
+            rows.append(messages(turns, listing(scene, rng if rng.random() < 0.5 else None)))
+    return rows
+
+
+def corpus(scenes: Sequence[Scene], seed: int, context: bool = True) -> list[list[dict]]:
+    """What a language model reads that never sees an image: ``in_words``, and a plain caption of
+    each scene.
+    """
+    rng = Random(f"instructions {seed}")
+    plain = [messages(_bare_caption(scene, rng)) for scene in scenes]
+    return plain + in_words(scenes, seed, context)
 
 
 def _bare_caption(scene: Scene, rng: Random) -> list[Question]:

@@ -26,7 +26,7 @@ from minivlm.pretrained import from_pretrained
 from minivlm.pretrained.checkpoints import Names, fill, read_tensors
 from minivlm.pretrained.llava import publish_llava
 from minivlm.scenes import Scene, instructions
-from minivlm.scenes.pixels import pixels, vary_channels
+from minivlm.scenes.pixels import augment, pixels
 from minivlm.scenes.questions import Question
 from minivlm.toys.common import (
     FROZEN,
@@ -92,7 +92,7 @@ class Assistant:
 
     def train(
         self,
-        conversations: Sequence[tuple[int, Turns]],
+        conversations: Sequence[tuple[int | None, Turns]],
         images: Tensor,
         steps: int,
         *,
@@ -100,13 +100,14 @@ class Assistant:
         seed: int = 0,
         **options: Any,
     ) -> dict[str, list[float]]:
-        """Fit what requires a gradient to conversations, (number of the image, messages), and
-        images (B, 3, 64, 64).
+        """Fit what requires a gradient to conversations, (number of the image or None, messages),
+        and images (B, 3, 64, 64).
 
         Learned is what the assistant says. Returns the history of ``fit``.
         """
         rows = [
-            self.processor.prepare(messages, numbers=[number]) for number, messages in conversations
+            self.processor.prepare(messages, numbers=[] if number is None else [number])
+            for number, messages in conversations
         ]
 
         def batches() -> Iterator[dict]:
@@ -115,7 +116,7 @@ class Assistant:
                 yield look_up_images(chosen, images)
 
         def loss(model: Prompted, batch: dict) -> Tensor:
-            seen = vary_channels(batch["pixel_values"], erased=0.0)
+            seen = augment(batch["pixel_values"], erased=0.0)
             logits = model(batch["input_ids"], seen, batch["attention_mask"])
             return answer_loss(logits, batch["labels"])
 
@@ -186,7 +187,7 @@ def first_stage(
     stage = FirstStage(model, dec=marks["[DEC]"], pad=marks["[PAD]"])
 
     def loss(stage: FirstStage, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        return stage(vary_channels(batch[0], erased=0.0), batch[1])
+        return stage(augment(batch[0]), batch[1])
 
     batches = minibatches(images, ids, batch_size=batch, seed=seed)
     history = fit(stage, batches, loss, steps, seed=seed, **RATES | options)
@@ -278,18 +279,18 @@ def measure(
     held_out: bool = False,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The share of right answers by kind, over one conversation, description and reasoning a scene,
-    in several turns.
+    """The share of right answers by kind, over a conversation, a description, a reasoning and the
+    places of each scene, in several turns.
 
     Every turn but the first is asked after the assistant's own answers. "later turns": of those
     alone. ``held_out``: in the phrasings that no training shows.
     """
     rng = Random(f"measure {seed}")
-    makers = instructions.conversation, instructions.description, instructions.reasoning
     interviews = [
-        Interview(i, make(scene, rng, held_out), [])
+        Interview(i, turns, [])
         for i, scene in enumerate(scenes)
-        for make in makers
+        for make in instructions.MAKERS
+        if (turns := make(scene, rng, held_out))
     ]
     right = defaultdict(list)
     for turn in range(max(len(interview.turns) for interview in interviews)):

@@ -23,14 +23,9 @@ from minivlm.scenes import Scene, instructions, sample
 from minivlm.scenes.pixels import pixels
 from minivlm.toys.common import FROZEN, TOY_WIDTH, decode_rows, rates, save_toy
 
-# Kinds of conversation, by their place in ``instructions.corpus``; steps; Muon's learning rate.
-# Short conversations first, then all.
-PHASES = (((1, 2), 800, 0.02), (range(5), 4000, 0.02))
-BARE_PHASES = ((range(5), 1600, 0.02),)  # without scenes the loss hardly falls after 400 steps
-MAKERS = (instructions.conversation, instructions.description, instructions.reasoning)
-PACKED = 208  # tokens of a packed row
-
-
+# Steps of look-ups alone, and of all conversations; without scenes the loss soon stops falling.
+LOOK_UPS, ALL, BARE = 2500, 5000, 400
+ROWS, PACKED = 48, 320  # packed rows a step, tokens of each
 def spoken_texts(conversations: Sequence[list[dict]]) -> list[str]:
     """The texts in conversations, and how each of their turns opens."""
     messages = [message for turns in conversations for message in turns]
@@ -51,7 +46,7 @@ def language_config(vocab_size: int) -> DecoderConfig:
 def packed_loss(model: Decoder, batch: tuple[Tensor, ...]) -> Tensor:
     """Of packed rows (R, T): ids, labels, the number of the segment, the position in it."""
     ids, labels, segment, place = batch
-    mask = segments(segment) & causal(ids.shape[1])
+    mask = segments(segment) & causal(ids.shape[1]).to(ids.device)
     return answer_loss(model(ids, mask=mask, positions=place), labels)
 
 
@@ -67,18 +62,19 @@ class LanguageModel:
     def new(cls, conversations: Sequence[list[dict]], context: bool = True) -> "LanguageModel":
         """Untrained, with a tokenizer of the conversations' texts."""
         texts = spoken_texts(conversations)
-        tokenizer = BPETokenizer.train(texts, vocab_size=400, special_tokens=CONTROL)
+        tokenizer = BPETokenizer.train(texts, vocab_size=480, special_tokens=CONTROL)
         torch.manual_seed(0)
         model = Decoder(language_config(tokenizer.vocab_size))
         return cls(model, Processor(tokenizer, 0, pixels), context)
 
     def batches(self, conversations: Sequence[list[dict]]) -> Iterator[tuple[Tensor, ...]]:
-        """Endless batches of 12 packed rows."""
+        """Endless batches of packed rows."""
         rows = [self.processor.prepare(turns) for turns in conversations]
         Random(0).shuffle(rows)
         packed = self.processor.pack(rows, PACKED)
         names = ("input_ids", "labels", "segment_ids", "position_ids")
-        return minibatches(*(packed[name] for name in names), batch_size=12)
+        size = min(ROWS, len(packed["input_ids"]))
+        return minibatches(*(packed[name] for name in names), batch_size=size)
 
     def train(
         self, conversations: Sequence[list[dict]], steps: int, muon_lr: float = 0.02
@@ -90,7 +86,8 @@ class LanguageModel:
     def measure(self, scenes: Sequence[Scene]) -> dict[str, float]:
         """How often the first answer of each kind of conversation is right, by kind of question."""
         rng, right = Random(0), defaultdict(list)
-        asked = [(scene, make(scene, rng)[0]) for scene in scenes for make in MAKERS]
+        told = [(scene, make(scene, rng)) for scene in scenes for make in instructions.MAKERS]
+        asked = [(scene, turns[0]) for scene, turns in told if turns]
         prompts = []
         for scene, turn in asked:
             words = instructions.listing(scene) if self.context else ""
@@ -120,14 +117,15 @@ def train_decoder(
 ) -> LanguageModel:
     """The language model of data/checkpoints; report: called after each phase.
 
-    ``context=False`` is the ablation: the same conversations without the scenes, for fewer steps.
+    Look-ups first, then all conversations. ``context=False`` is the ablation: the same
+    conversations without the scenes, for fewer steps.
     """
-    scenes = sample(6000, seed=0) + sample(2000, seed=7, split="composition")
-    conversations = instructions.corpus(scenes, seed=0, context=context)
-    made = LanguageModel.new(conversations[:12_000], context)
-    for kinds, steps, muon_lr in PHASES if context else BARE_PHASES:
-        chosen = [turns for i, turns in enumerate(conversations) if i % 5 in kinds]
-        report(made, made.train(chosen, steps, muon_lr)["loss"])
+    scenes = sample(8000, seed=0) + sample(8000, seed=7, pairs="all")
+    conversations = instructions.corpus(scenes, 0, context)
+    made = LanguageModel.new(conversations[::8], context)
+    if context:
+        report(made, made.train(instructions.look_ups(scenes, 0), LOOK_UPS)["loss"])
+    report(made, made.train(conversations, ALL if context else BARE)["loss"])
     return made
 
 
