@@ -55,9 +55,14 @@ class Assistant:
     processor: Processor
 
     @classmethod
-    def llava(cls, seed: int = 0, language_model: Path = FROZEN / "decoder") -> "Assistant":
-        """The frozen image encoder and the language model of a folder, with an untrained projector
-        between them.
+    def llava(
+        cls,
+        seed: int = 0,
+        language_model: Path = FROZEN / "decoder",
+        projector: Path | None = None,
+    ) -> "Assistant":
+        """The frozen image encoder and the language model of a folder, and between them an
+        untrained projector, or that of a folder.
         """
         vision = from_pretrained(FROZEN / "clip").vision
         decoder, tokenizer = load_toy(language_model)
@@ -66,6 +71,8 @@ class Assistant:
         model = Llava(LlavaConfig(vision.config, decoder.config, image_token_id=image))
         model.vision.load_state_dict(vision.state_dict())
         model.decoder.load_state_dict(decoder.state_dict())
+        if projector:
+            fill(model.projector, read_tensors(projector), Names())
         return cls(model.eval(), Processor(tokenizer, model.image_tokens, pixels))
 
     @classmethod
@@ -163,6 +170,11 @@ class Assistant:
         """Read what ``save`` wrote."""
         model, tokenizer = load_toy(folder, dtype, kind=Llava, marks=CONTROL)
         return cls(model, Processor(tokenizer, model.image_tokens, pixels))
+
+
+def save_projector(assistant: Assistant, folder: str | Path) -> None:
+    """Write what LLaVA's first stage trains, in half precision."""
+    save_toy(deepcopy(assistant.model.projector).half(), {}, folder)
 
 
 # BLIP-2's stages

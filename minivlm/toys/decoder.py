@@ -22,10 +22,14 @@ from minivlm.pretrained.llama import publish_decoder
 from minivlm.scenes import Scene, instructions, sample
 from minivlm.scenes.pixels import pixels
 from minivlm.toys.common import FROZEN, TOY_WIDTH, decode_rows, rates, save_toy
+from minivlm.toys.drills import drill
 
+SCENES = 6000  # of train, and as many of all colour-shape pairs
 # Steps of look-ups alone, and of all conversations; without scenes the loss soon stops falling.
-LOOK_UPS, ALL, BARE = 2500, 5000, 400
+LOOK_UPS, ALL, BARE = 2000, 4500, 400
 ROWS, PACKED = 48, 320  # packed rows a step, tokens of each
+
+
 def spoken_texts(conversations: Sequence[list[dict]]) -> list[str]:
     """The texts in conversations, and how each of their turns opens."""
     messages = [message for turns in conversations for message in turns]
@@ -117,13 +121,15 @@ def train_decoder(
 ) -> LanguageModel:
     """The language model of data/checkpoints; report: called after each phase.
 
-    Look-ups first, then all conversations. ``context=False`` is the ablation: the same
-    conversations without the scenes, for fewer steps.
+    Drills in random ids first, then look-ups in words, then all conversations. ``context=False`` is
+    the ablation: the same conversations without the scenes and what prepares for them, for fewer
+    steps.
     """
-    scenes = sample(8000, seed=0) + sample(8000, seed=7, pairs="all")
+    scenes = sample(SCENES, seed=0) + sample(SCENES, seed=7, pairs="all")
     conversations = instructions.corpus(scenes, 0, context)
     made = LanguageModel.new(conversations[::8], context)
     if context:
+        drill(made.model)
         report(made, made.train(instructions.look_ups(scenes, 0), LOOK_UPS)["loss"])
     report(made, made.train(conversations, ALL if context else BARE)["loss"])
     return made

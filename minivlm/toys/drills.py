@@ -6,8 +6,8 @@ a later one finds the noun and reads what was written there. In language a guess
 colours is right half of the time. In random ids there is little to guess: a sequence to repeat asks
 for the first layer (the induction heads of Olsson et al. 2022, "In-context Learning and Induction
 Heads"), a pair to recall for both (Arora et al. 2023, "Zoology", section 3), and fillers between
-the key and its value make room for a question. Only the look back is drilled. No checkpoint in
-data/ was trained with these drills.
+the key and its value make room for a question. Only the look back is drilled. The decoder of
+data/checkpoints begins with them.
 
 Data: ids (R, T) and their labels, of which only what can be known is trained on.
 """

@@ -33,7 +33,7 @@ from minivlm.qwen_vl import (
     train_qwen_vl_stage,
 )
 from minivlm.scenes import Scene
-from minivlm.scenes.pixels import augment, pixels
+from minivlm.scenes.pixels import pixels, vary_channels
 from minivlm.scenes.questions import Question
 from minivlm.scenes.tasks import album, is_solved, overlaps
 from minivlm.toys.common import (
@@ -138,7 +138,7 @@ class Pointer:
                 yield look_up_images(packed, images)
 
         def loss(model: QwenVL, batch: dict) -> Tensor:
-            seen = {"pixel_values": augment(batch["pixel_values"])}
+            seen = {"pixel_values": vary_channels(batch["pixel_values"])}
             return answer_loss(packed_logits(model, batch | seen), batch["labels"])
 
         return fit(self.model, batches(), loss, steps, seed=seed, **RATES | options)
