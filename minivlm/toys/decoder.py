@@ -51,7 +51,7 @@ def language_config(vocab_size: int) -> DecoderConfig:
 def packed_loss(model: Decoder, batch: tuple[Tensor, ...]) -> Tensor:
     """Of packed rows (R, T): ids, labels, the number of the segment, the position in it."""
     ids, labels, segment, place = batch
-    mask = segments(segment) & causal(ids.shape[1])
+    mask = segments(segment) & causal(ids.shape[1]).to(ids.device)
     return answer_loss(model(ids, mask=mask, positions=place), labels)
 
 

@@ -174,7 +174,7 @@ class AnySizeCaptioner:
         kinds = [token for token in (c.image_token_id, c.video_token_id) if (ids == token).any()]
         x, deep = model.embed(ids, dict.fromkeys(kinds, (batch["values"], batch["grids"])))
         # Padding sees padding: no row of the mask is empty.
-        mask = segments(batch["segments"]) & causal(ids.shape[1])
+        mask = segments(batch["segments"]) & causal(ids.shape[1]).to(ids.device)
         states = model.run(x, deep, batch["positions"], mask)
         return answer_loss(model.decoder.head(states), batch["labels"])
 
