@@ -7,9 +7,7 @@ after normalization, in its own normal form; the others in the text as it stands
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import regex
-
-from minivlm.bpe import check_text
+from minivlm.bpe import any_of, check_text, refuse_tokens
 
 FLAGS = ("single_word", "lstrip", "rstrip")  # they make ids depend on the text around a token
 
@@ -26,6 +24,8 @@ class AddedTokens:
         self.normalize = normalize
         for token in added:
             text = token["content"]
+            if not normalize(text):
+                raise ValueError(f"added token {text!r} is empty, or becomes so when normalized")
             for flag in FLAGS:
                 if token.get(flag):
                     raise ValueError(f"added token {text!r} with {flag} is not supported")
@@ -50,6 +50,11 @@ class AddedTokens:
             for piece in _cut(self.normalize(part), self.late, forms):
                 yield self.ids[self.late[piece]] if piece in self.late else piece
 
+    def check(self, text: str, allowed_special: Iterable[str]) -> None:
+        """ValueError for a token in the text that is not allowed, or for one that is none."""
+        for _ in self.split(text, allowed_special):
+            pass
+
 
 def allowed_tokens(special: Iterable[str], given: Iterable[str]) -> set[str]:
     """The tokens that a text may hold; ValueError for one that is none. given: tokens, or "all"."""
@@ -63,16 +68,6 @@ def allowed_tokens(special: Iterable[str], given: Iterable[str]) -> set[str]:
 
 
 def _cut(text: str, tokens: Iterable[str], allowed: set[str]) -> list[str]:
-    """Text cut at those tokens that are allowed; the tokens are pieces too. None is empty."""
-    refused = set(tokens) - allowed
-    found = any_of(refused).search(text) if refused else None
-    if found:
-        raise ValueError(f"text contains the special token {found[0]!r}, which is not allowed")
-    kept = set(tokens) & allowed
-    return [part for part in any_of(kept).split(text) if part] if kept else [text]
-
-
-def any_of(tokens: Iterable[str]) -> regex.Pattern:
-    """Finds each of the tokens, of several that begin at one place the longest."""
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return regex.compile(f"({'|'.join(map(regex.escape, longest_first))})")
+    """Text cut at those tokens that are allowed; the tokens are pieces too."""
+    refuse_tokens(frozenset(tokens) - allowed, text)
+    return any_of(frozenset(tokens) & allowed).split(text)

@@ -56,7 +56,7 @@ class ClipTokenizer:
         self.added = AddedTokens(data.get("added_tokens") or [], clip_clean)
         self.special_tokens = self.added.ids
         vocab = data["model"]["vocab"]
-        self._tokens = tokens_by_id(vocab, self.special_tokens)
+        self._tokens = tokens_by_id(vocab, self.added)
         self._unknown = vocab.get(data["model"].get("unk_token"))
         merges = [as_pair(merge) for merge in data["model"]["merges"]]
         made = {part for left, right in merges for part in (left, right, left + right)}

@@ -8,9 +8,11 @@ further files, for both layouts.
 from pathlib import Path
 from typing import Any
 
-from minivlm.formats.tokenizer_files import CHAR_TO_BYTE, load_json, vocab_and_merges
+from minivlm.formats.patterns import QWEN2_SPLIT
+from minivlm.formats.tokenizer_files import CHAR_TO_BYTE, errors_name, load_json, vocab_and_merges
 from minivlm.pretrained.clip_tokenizer import CLIP_SPLIT, NORMALIZER, SUFFIX, clip_words
 
+SUFFIXES = (".json", ".txt", ".model")
 START, END = "<|startoftext|>", "<|endoftext|>"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 USUAL_TOKENS = {  # of a class, where tokenizer_config.json names no other
@@ -28,6 +30,21 @@ CLASSES = {  # config.json's model_type -> the class, where tokenizer_config.jso
     "qwen2_5_vl": "Qwen2",
     "qwen3_vl": "Qwen2",
 }
+QWEN2 = {
+    "normalizer": {"type": "NFC"},
+    "pre_tokenizer": {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated"},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ],
+    },
+}
+BERT_OPTIONS = {  # tokenizer_config.json's name -> the normalizer's
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
 Tokens = dict[str, dict[str, Any]]  # {token: {"content": token, its flags}}
 
 
@@ -39,15 +56,15 @@ def older_files(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     kind = _class_name(folder, config)
     pair = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
     if (folder / "vocab.txt").exists() and kind in ("Bert", ""):
-        data, kind = _bert_files(folder, config), "Bert"
+        data, kind = _bert_files(folder), "Bert"
     elif pair and kind == "CLIP":
         data = _clip_files(folder)
     elif pair and kind in ("GPT2", "Qwen2", ""):
         data, kind = vocab_and_merges(folder, set(CHAR_TO_BYTE)), kind or "GPT2"
-        data["decoder"] = {"type": "ByteLevel"}
+        data |= {"decoder": {"type": "ByteLevel"}} | (QWEN2 if kind == "Qwen2" else {})
     else:
-        found = sorted(path.name for path in folder.iterdir() if "config" not in path.name)
-        known = f"{kind or 'known'} tokenizer"
+        found = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
+        known = f"{kind or 'known'} tokenizer (a SentencePiece model alone is not read)"
         raise ValueError(f"{folder} has no tokenizer.json and no files of a {known}: {found}")
     data["added_tokens"] = []
     return data | {"roles": USUAL_TOKENS[kind]}
@@ -75,20 +92,18 @@ def _clip_files(folder: Path) -> dict[str, Any]:
     }
 
 
-def _bert_files(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    lines = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    normalizer = {
-        "type": "BertNormalizer",
-        "clean_text": True,
-        "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
-        "strip_accents": config.get("strip_accents"),
-        "lowercase": config.get("do_lower_case", True),
-    }
+def _bert_files(folder: Path) -> dict[str, Any]:
+    with errors_name(folder / "vocab.txt"):
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     return {
-        "normalizer": normalizer,
+        "normalizer": {"type": "BertNormalizer"},
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-        "model": {"type": "WordPiece", "vocab": {line: i for i, line in enumerate(lines)}},
+        "model": {
+            "type": "WordPiece",
+            "continuing_subword_prefix": "##",
+            "vocab": {line: i for i, line in enumerate(lines)},
+        },
     }
 
 
@@ -97,43 +112,67 @@ def complete(
 ) -> None:
     """Write into a tokenizer.json what other files of its folder say, as transformers does.
 
-    Special tokens: those in tokenizer_config.json (config), special_tokens_map.json (roles) and
-    added_tokens.json (more); a new one gets the next id. What goes around a text, and the unknown
-    token, by their roles.
+    Special tokens: those in tokenizer_config.json (config) and, where it has no list of them, in
+    special_tokens_map.json (roles) and added_tokens.json (more). A token without an id gets the
+    next one. What goes around a text, and the unknown token, by their roles.
     """
-    named = roles | config
+    listed = config.get("added_tokens_decoder")
+    named = config if listed is not None else config | roles
     usual = data.pop("roles", {})
-    roles = {role: _entry(named.get(role, usual.get(role))) for role in ROLES}
+    marks = {role: _entry(named.get(role, usual.get(role))) for role in ROLES}
+    marks = {role: token for role, token in marks.items() if token}
+    further = _further(named)
+    special = {token["content"] for token in [*marks.values(), *further]}
+    entries = [_entry(token, False) | {"id": int(i)} for i, token in (listed or {}).items()]
+    if listed is None:
+        entries += [_entry(token, token in special) | {"id": i} for token, i in more.items()]
     added = {token["content"]: token for token in data.get("added_tokens") or []}
-    for i, token in config.get("added_tokens_decoder", {}).items():
-        added.setdefault(token["content"], token | {"id": int(i)})
-    for text, i in more.items():
-        added.setdefault(text, {"content": text, "id": i})
-    vocab = data["model"]["vocab"]
-    ids = vocab if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
-    for token in [*filter(None, roles.values()), *_further(named)]:
-        if token["content"] not in added:
-            free = max([len(ids), *(other["id"] + 1 for other in added.values())])
-            added[token["content"]] = token | {"id": ids.get(token["content"], free)}
+    for token in entries:
+        added.setdefault(token["content"], token)
+    _add(added, [*marks.values(), *further], data["model"]["vocab"])
     data["added_tokens"] = list(added.values())
-    marks = {role: added[token["content"]] for role, token in roles.items() if token}
+    marks = {role: added[token["content"]] for role, token in marks.items()}
     if usual and "unk_token" in marks:
         data["model"]["unk_token"] = marks["unk_token"]["content"]
     _put_around(data, config, marks, older=bool(usual))
+    _overrule(data, config)
 
 
-def _entry(token: str | dict[str, Any] | None) -> dict[str, Any] | None:
-    """Both forms of a token in tokenizer_config.json."""
-    return {"content": token} if isinstance(token, str) else token
+def _overrule(data: dict[str, Any], config: dict[str, Any]) -> None:
+    """Options of tokenizer_config.json that come before those of the file."""
+    if str(config.get("tokenizer_class")).startswith("Bert") and data.get("normalizer"):
+        data["normalizer"] |= {
+            ours: config[theirs] for theirs, ours in BERT_OPTIONS.items() if theirs in config
+        }
+    byte_level = (data.get("decoder") or {}).get("type") == "ByteLevel"
+    if byte_level and config.get("add_prefix_space"):
+        raise ValueError("a byte-level tokenizer with add_prefix_space is not supported")
+
+
+def _add(added: Tokens, tokens: list[dict[str, Any]], vocab: Any) -> None:
+    """New tokens, with their id in the vocabulary or the next one. vocab: {piece: id} or pairs."""
+    ids = vocab if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
+    for token in tokens:
+        if token["content"] not in added:
+            free = max([len(ids), *(other["id"] + 1 for other in added.values())])
+            added[token["content"]] = token | {"id": ids.get(token["content"], free)}
+
+
+def _entry(token: str | dict[str, Any] | None, special: bool = True) -> dict[str, Any]:
+    """Both forms of a token in tokenizer_config.json, with flags; {} for none."""
+    entry = {"content": token} if isinstance(token, str) else token
+    return {"special": special, "normalized": not special} | entry if entry else {}
 
 
 def _further(named: dict[str, Any]) -> list[dict[str, Any]]:
     """Special tokens without one of the seven roles."""
-    found: list[dict[str, Any] | None] = []
+    tokens: list[Any] = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
-        tokens = named.get(key) or []
-        found += map(_entry, tokens.values() if isinstance(tokens, dict) else tokens)
-    return [token for token in found if token]
+        listed = named.get(key) or []
+        tokens += listed.values() if isinstance(listed, dict) else listed
+    others = [key for key in named if key.endswith("_token") and key not in ROLES]
+    tokens += [named[key] for key in others if isinstance(named[key], str)]
+    return [_entry(token) for token in tokens if token]
 
 
 def _put_around(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from minivlm.formats.tokenizer_files import from_visible
+from minivlm.pretrained.added_tokens import AddedTokens
 
 DEFAULTS: dict[str, Any] = {  # of a model of tokenizer.json: what a reader here can assume
     "dropout": None,
@@ -44,13 +45,16 @@ def _matches(found: Any, known: Any) -> bool:
     return found == known
 
 
-def tokens_by_id(vocab: dict[str, int], special_tokens: dict[str, int]) -> dict[int, str]:
-    """{id: token}; ValueError for two different tokens with one id."""
+def tokens_by_id(vocab: dict[str, int], added: AddedTokens) -> dict[int, str]:
+    """{id: token as it is decoded}; ValueError for two different tokens with one id.
+
+    The library decodes an added token that is looked for after normalization in its normal form.
+    """
     tokens: dict[int, str] = {}
-    for token, i in [*vocab.items(), *special_tokens.items()]:
+    for token, i in [*vocab.items(), *added.ids.items()]:
         if not isinstance(i, int) or i < 0 or tokens.setdefault(i, token) != token:
             raise ValueError(f"token {token!r} has the id {i!r}, which is none or another token's")
-    return tokens
+    return tokens | {added.ids[token]: form for form, token in added.late.items()}
 
 
 def tokens_of(ids: Iterable[int], tokens: dict[int, str]) -> list[str]:
@@ -69,7 +73,7 @@ def visible_bytes(token: str) -> bytes:
         return token.encode()
 
 
-def around(post_processor: dict[str, Any] | None) -> tuple[list[int], list[int]]:
+def ids_around(post_processor: dict[str, Any] | None) -> tuple[list[int], list[int]]:
     """The ids that a post-processor puts before and after a single text."""
     match post_processor:
         case None | {"type": "ByteLevel"}:
@@ -79,7 +83,7 @@ def around(post_processor: dict[str, Any] | None) -> tuple[list[int], list[int]]
         case {"type": "Sequence", "processors": [*steps]}:
             inside: list[int] = []
             outside: list[int] = []
-            for before, after in map(around, steps):
+            for before, after in map(ids_around, steps):
                 inside, outside = before + inside, outside + after
             return inside, outside
         case {"type": "TemplateProcessing", "single": [*template], "special_tokens": special}:
@@ -90,7 +94,7 @@ def around(post_processor: dict[str, Any] | None) -> tuple[list[int], list[int]]
 def _around_template(template: list[Any], special: dict[str, Any]) -> tuple[list[int], list[int]]:
     parts: list[list[int]] = [[]]
     for step in template:
-        if "Sequence" in step:
+        if step.get("Sequence", {}).get("id") == "A":
             parts.append([])
         else:
             parts[-1] += special[step["SpecialToken"]["id"]]["ids"]

@@ -3,8 +3,8 @@
 In: a str. Out: a list of int, equal to what transformers' fast tokenizers give for the bare text.
 What the course builds is its own here: byte-level BPE (`minivlm.bpe`: GPT-2, OPT, Llama 3, Qwen2),
 CLIP's BPE (`clip_tokenizer`), BERT's WordPiece (`bert_tokenizer`). SentencePiece's BPE and Unigram
-(Llama 2, SigLIP) are run by the `tokenizers` library. Whatever else a folder's files ask for is
-refused by name.
+(Llama 2, SigLIP) are run by the `tokenizers` library. The files count, not the class they name:
+what is not implemented is refused by name.
 """
 
 from collections.abc import Iterable
@@ -14,9 +14,11 @@ from typing import Any, Protocol
 
 from minivlm.bpe import BPETokenizer
 from minivlm.formats.tokenizer_files import byte_level, errors_name, load_json
+from minivlm.pretrained.bert_tokenizer import BertTokenizer
 from minivlm.pretrained.clip_tokenizer import ClipTokenizer
 from minivlm.pretrained.older_tokenizers import complete, older_files
-from minivlm.pretrained.tokenizer_parts import around, expect
+from minivlm.pretrained.sentencepiece_tokenizer import SentencePieceTokenizer
+from minivlm.pretrained.tokenizer_parts import expect, ids_around
 
 
 class Tokenizer(Protocol):
@@ -68,23 +70,30 @@ def open_tokenizer(folder: str | Path) -> PublishedTokenizer:
     ValueError where a file is missing, broken, or asks for what is not implemented.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
     names = ("tokenizer_config", "special_tokens_map", "added_tokens")
     config, roles, more = (load_json(folder / f"{name}.json", optional=True) for name in names)
     path = folder / "tokenizer.json"
     data = load_json(path) if path.exists() else older_files(folder, config)
     with errors_name(path if path.exists() else folder):
         complete(data, config, roles, more)
-        prefix, suffix = around(data.get("post_processor"))
+        prefix, suffix = ids_around(data.get("post_processor"))
         return PublishedTokenizer(_algorithm(data), prefix, suffix)
 
 
 def _algorithm(data: dict[str, Any]) -> Tokenizer:
-    """The reader of a tokenizer.json, by the kind of its model."""
+    """The reader of a tokenizer.json, by the kind of its model, which older files do not name."""
     model = data["model"]
-    match model.get("type", "BPE"), model.get("end_of_word_suffix"), model.get("byte_fallback"):
-        case "BPE", str(suffix), _ if suffix:
+    guess = "BPE" if "merges" in model else "WordPiece"
+    match model.get("type", guess):
+        case "BPE" if model.get("end_of_word_suffix"):
             return ClipTokenizer(data)
-        case "BPE", _, False | None:
+        case "BPE" if not model.get("byte_fallback"):
             expect(data, "decoder", {"type": "ByteLevel"})
             return byte_level(data, BPETokenizer)
-    raise ValueError(f"the model {model.get('type')!r} is not supported")
+        case "BPE" | "Unigram":
+            return SentencePieceTokenizer(data)
+        case "WordPiece":
+            return BertTokenizer(data)
+    raise ValueError(f"a tokenizer of the kind {model['type']!r} is not supported")
