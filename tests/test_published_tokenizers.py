@@ -484,6 +484,85 @@ def test_every_character_is_cleaned_as_bert_cleans_it(lowercase):
     assert BERT_WORDS.findall(text) == [word for word, _ in pieces]
 
 
+def test_what_goes_around_a_text_stands_in_tokenizer_json_and_not_in_the_flags(tmp_path):
+    llava(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for flags in ({"add_bos_token": False}, {"add_bos_token": True, "add_eos_token": True}):
+        path.write_text(json.dumps(config | flags), encoding="utf-8")
+        oracle = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+        tok = open_tokenizer(tmp_path)
+        assert [*tok.prefix, *tok.encode("a cat"), *tok.suffix] == oracle("a cat")["input_ids"]
+
+
+@pytest.mark.parametrize("flags", [{}, {"add_bos_token": True}, {"add_eos_token": True}])
+def test_in_an_older_layout_the_flags_say_what_goes_around_a_text(tmp_path, flags):
+    write_pair(tmp_path, *opt_vocab(), tokenizer_class="GPT2Tokenizer", **OPT_TOKENS, **flags)
+    oracle = transformers.GPT2TokenizerFast.from_pretrained(tmp_path)
+    tok = open_tokenizer(tmp_path)
+    assert [*tok.prefix, *tok.encode("a cat"), *tok.suffix] == oracle("a cat")["input_ids"]
+    assert (tok.prefix, tok.suffix) == (
+        [2] * ("add_bos_token" in flags),
+        [2] * ("add_eos_token" in flags),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_type"),
+    [
+        (clip_without_config, "clip"),
+        (bert_older, "blip"),
+        (gpt2_older, "opt"),
+        (qwen2_older, "qwen2_vl"),
+    ],
+)
+def test_where_no_file_names_the_class_the_model_does(tmp_path, kind, model_type):
+    kind(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    if path.exists():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        del config["tokenizer_class"]
+        path.write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+    oracle = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert oracle.is_fast
+    text = "A small Ärger: 12345, isn't it?\n"
+    assert open_tokenizer(tmp_path).encode(text) == ids_of(oracle, text)
+
+
+def test_llava_gets_a_space_after_the_image_as_its_file_says(tmp_path):
+    """AutoTokenizer of a LLaVA goes by the file too, whatever class the folder names."""
+    llava(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "LlamaTokenizer"}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    transformers.LlavaConfig().save_pretrained(tmp_path)
+    oracle, tok = transformers.AutoTokenizer.from_pretrained(tmp_path), open_tokenizer(tmp_path)
+    text = "USER: <image>\nWhat is left of the circle? ASSISTANT:"
+    ids = tok.encode(text, allowed_special=["<image>"])
+    assert tok.prefix + ids + tok.suffix == oracle(text)["input_ids"]
+    image = ids.index(tok.special_tokens["<image>"])
+    assert oracle.convert_ids_to_tokens(ids[image + 1]) == "▁"
+
+
+@pytest.mark.parametrize("options", [{"do_lower_case": False}, {"strip_accents": False}])
+def test_options_in_the_config_of_a_bert_come_before_the_file(tmp_path, options):
+    bert(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | options
+    path.write_text(json.dumps(config), encoding="utf-8")
+    oracle = transformers.BertTokenizerFast.from_pretrained(tmp_path)
+    assert open_tokenizer(tmp_path).encode(CORPUS) == ids_of(oracle, CORPUS)
+
+
+def test_a_tokenizer_that_the_course_has_saved_opens_too(tmp_path):
+    tok = BPETokenizer.train(CORPUS, 400, special_tokens=("<|im_start|>",))
+    tok.save(tmp_path / "tokenizer.json")
+    opened = open_tokenizer(str(tmp_path))
+    assert opened.encode(CORPUS) == tok.encode(CORPUS)
+    assert (opened.prefix, opened.suffix, opened.vocab_size) == ([], [], 400)
+
+
 def changed(folder: Path, kind: Callable[[Path], Oracle], change: Callable[[dict], Any]) -> Path:
     """A folder in which tokenizer.json is not quite what it was."""
     kind(folder)

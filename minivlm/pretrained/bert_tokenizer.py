@@ -75,12 +75,8 @@ class BertTokenizer:
         )
         self.special_tokens = self.added.ids
         self._tokens = tokens_by_id(self.vocab, self.added)
+        self.vocab_size = max(self._tokens) + 1  # the rows that an embedding table needs
         self._pieces = lru_cache(1 << 16)(WordPiece(self.vocab).tokenize_word)
-
-    @property
-    def vocab_size(self) -> int:
-        """The rows that an embedding table needs: the largest id + 1."""
-        return max(self._tokens) + 1
 
     def encode(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
         """Ids of text. A special token must be allowed ("all": each is), else ValueError."""

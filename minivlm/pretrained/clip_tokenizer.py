@@ -57,6 +57,7 @@ class ClipTokenizer:
         self.special_tokens = self.added.ids
         vocab = data["model"]["vocab"]
         self._tokens = tokens_by_id(vocab, self.added)
+        self.vocab_size = max(self._tokens) + 1  # the rows that an embedding table needs
         self._unknown = vocab.get(data["model"].get("unk_token"))
         merges = [as_pair(merge) for merge in data["model"]["merges"]]
         made = {part for left, right in merges for part in (left, right, left + right)}
@@ -68,11 +69,6 @@ class ClipTokenizer:
         )
         self._ids = lru_cache(1 << 16)(self._word_ids)
 
-    @property
-    def vocab_size(self) -> int:
-        """The rows that an embedding table needs: the largest id + 1."""
-        return max(self._tokens) + 1
-
     def encode(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
         """Ids of text. A special token must be allowed ("all": each is), else ValueError."""
         ids: list[int] = []
@@ -80,9 +76,8 @@ class ClipTokenizer:
             if isinstance(piece, int):
                 ids.append(piece)
                 continue
-            for words in self.split.findall(piece):
-                for word in pretokenize(_GPT2, words):
-                    ids += self._ids(word)
+            for word in self.split.finditer(piece):
+                ids += self._ids(word[0])
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -93,7 +88,8 @@ class ClipTokenizer:
 
     def _word_ids(self, word: str) -> list[int]:
         """A symbol that the vocabulary lacks has the unknown token's id, or none."""
-        ids = self._bpe.merge(word.encode() + END)
+        parts = pretokenize(_GPT2, word)  # only "<|endoftext|>" in a pattern is cut once more
+        ids = [i for part in parts for i in self._bpe.merge(part.encode() + END)]
         known = [i if i < self.vocab_size else self._unknown for i in ids]
         return [i for i in known if i is not None]
 
@@ -101,9 +97,7 @@ class ClipTokenizer:
 def clip_clean(text: str) -> str:
     """NFC, each run of white space as one space, small letters."""
     spaced = _WHITE.sub(" ", unicodedata.normalize("NFC", text))
-    return "".join(
-        map(str.lower, spaced)
-    )  # one by one: the last sigma of a word is no other letter
+    return "".join(map(str.lower, spaced))  # subtle: one by one, or a last sigma would become ς
 
 
 def _pattern(data: dict[str, Any]) -> str:

@@ -114,7 +114,7 @@ def complete(
 
     Special tokens: those in tokenizer_config.json (config) and, where it has no list of them, in
     special_tokens_map.json (roles) and added_tokens.json (more). A token without an id gets the
-    next one. What goes around a text, and the unknown token, by their roles.
+    next one. In an older layout, roles give the unknown token and what goes around a text.
     """
     listed = config.get("added_tokens_decoder")
     named = config if listed is not None else config | roles
@@ -132,9 +132,9 @@ def complete(
     _add(added, [*marks.values(), *further], data["model"]["vocab"])
     data["added_tokens"] = list(added.values())
     marks = {role: added[token["content"]] for role, token in marks.items()}
-    if usual and "unk_token" in marks:
-        data["model"]["unk_token"] = marks["unk_token"]["content"]
-    _put_around(data, config, marks, older=bool(usual))
+    if usual:
+        data["model"]["unk_token"] = marks.get("unk_token", {}).get("content")
+        data["post_processor"] = _post_processor(data, config, marks)
     _overrule(data, config)
 
 
@@ -175,20 +175,15 @@ def _further(named: dict[str, Any]) -> list[dict[str, Any]]:
     return [_entry(token) for token in tokens if token]
 
 
-def _put_around(
-    data: dict[str, Any], config: dict[str, Any], marks: Tokens, *, older: bool
-) -> None:
-    """The post-processor: by the class where no tokenizer.json has one, or as the flags say."""
+def _post_processor(data: dict[str, Any], config: dict[str, Any], marks: Tokens) -> dict[str, Any]:
+    """What the class puts around a text: CLIP and BERT always the same, others as the flags say."""
     ends = ["bos_token", "eos_token"]
     if data["model"].get("type") == "WordPiece":
         ends = ["cls_token", "sep_token"]
     elif not data["model"].get("end_of_word_suffix"):
-        flags = [config.get("add_bos_token"), config.get("add_eos_token")]
-        older |= "add_bos_token" in config or "add_eos_token" in config
-        ends = [role if flag else "" for role, flag in zip(ends, flags, strict=True)]
-    if older:
-        before, after = ([marks[role]] if role in marks else [] for role in ends)
-        data["post_processor"] = _template(before, after)
+        ends = [role if config.get(f"add_{role}") else "" for role in ends]
+    before, after = ([marks[role]] if role in marks else [] for role in ends)
+    return _template(before, after)
 
 
 def _template(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[str, Any]:

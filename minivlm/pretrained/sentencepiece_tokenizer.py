@@ -31,11 +31,7 @@ class SentencePieceTokenizer:
         self._normalized = AddedTokens(bare, normalizer.normalize_str if normalizer else str)
         self.special_tokens = self._literal.ids
         self._tokens = tokens_by_id(self._library.get_vocab(), self._literal)
-
-    @property
-    def vocab_size(self) -> int:
-        """The rows that an embedding table needs: the largest id + 1."""
-        return max(self._tokens) + 1
+        self.vocab_size = max(self._tokens) + 1  # the rows that an embedding table needs
 
     def encode(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
         """Ids of text. A special token must be allowed ("all": each is), else ValueError."""

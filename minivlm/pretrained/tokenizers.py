@@ -85,7 +85,8 @@ def open_tokenizer(folder: str | Path) -> PublishedTokenizer:
 def _algorithm(data: dict[str, Any]) -> Tokenizer:
     """The reader of a tokenizer.json, by the kind of its model, which older files do not name."""
     model = data["model"]
-    guess = "BPE" if "merges" in model else "WordPiece"
+    guess = "Unigram" if isinstance(model["vocab"], list) else "WordPiece"
+    guess = "BPE" if "merges" in model else guess
     match model.get("type", guess):
         case "BPE" if model.get("end_of_word_suffix"):
             return ClipTokenizer(data)
