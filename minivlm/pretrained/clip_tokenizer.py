@@ -58,7 +58,8 @@ class ClipTokenizer:
         vocab = data["model"]["vocab"]
         self._tokens = tokens_by_id(vocab, self.added)
         self.vocab_size = max(self._tokens) + 1  # the rows that an embedding table needs
-        self._unknown = vocab.get(data["model"].get("unk_token"))
+        self._unk_token = data["model"].get("unk_token")
+        self._unknown = vocab.get(self._unk_token)
         merges = [as_pair(merge) for merge in data["model"]["merges"]]
         made = {part for left, right in merges for part in (left, right, left + right)}
         only_special = self.special_tokens.keys() - made
@@ -90,6 +91,10 @@ class ClipTokenizer:
         """A symbol that the vocabulary lacks has the unknown token's id, or none."""
         parts = pretokenize(_GPT2, word)  # only "<|endoftext|>" in a pattern is cut once more
         ids = [i for part in parts for i in self._bpe.merge(part.encode() + END)]
+        if self._unk_token and self._unknown is None and max(ids) >= self.vocab_size:
+            raise ValueError(
+                f"{word!r} needs the unknown token {self._unk_token!r}: not in the vocab"
+            )
         known = [i if i < self.vocab_size else self._unknown for i in ids]
         return [i for i in known if i is not None]
 

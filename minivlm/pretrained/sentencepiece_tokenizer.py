@@ -25,6 +25,8 @@ class SentencePieceTokenizer:
         ]
         unused = dict.fromkeys(("truncation", "padding", "post_processor"))
         self._library = read_library_tokenizer(json.dumps(data | unused | {"added_tokens": added}))
+        if data["model"].get("type") == "Unigram" and data["model"].get("unk_id") is None:
+            raise ValueError("a Unigram model without unk_id cannot write every text")
         normalizer = self._library.normalizer
         bare = [token | dict.fromkeys(FLAGS, False) for token in added]
         self._literal = AddedTokens([token | {"normalized": False} for token in bare])
