@@ -206,15 +206,15 @@ class BPETokenizer:
         allowed = self._allowed(allowed_special)
         early = frozenset(self.special_tokens.keys() - self.late_tokens)
         late = frozenset(form for form, token in self._late.items() if token in allowed)
-        _refuse(early - allowed, text)
+        refuse_tokens(early - allowed, text)
         ids: list[int] = []
-        for part in _any_of(early & allowed).split(text):  # special tokens, and what lies between
+        for part in any_of(early & allowed).split(text):  # special tokens, and what lies between
             if part in early & allowed:
                 ids.append(self.special_tokens[part])
                 continue
             part = self._normalize(part)
-            _refuse(self._late.keys() - late, part)
-            for piece in _any_of(late).split(part):
+            refuse_tokens(self._late.keys() - late, part)
+            for piece in any_of(late).split(part):
                 token = self._late[piece] if piece in late else None
                 ids += self._encode_words(piece) if token is None else [self.special_tokens[token]]
         return ids
@@ -323,14 +323,14 @@ class BPETokenizer:
 
 
 @lru_cache(64)
-def _any_of(tokens: frozenset[str]) -> regex.Pattern:
+def any_of(tokens: frozenset[str]) -> regex.Pattern:
     """Finds each of the tokens, of several that begin at one place the longest."""
     longest_first = sorted(tokens, key=len, reverse=True)
     return regex.compile(f"({'|'.join(map(regex.escape, longest_first))})" if tokens else "((?!))")
 
 
-def _refuse(tokens: Collection[str], text: str) -> None:
-    found = _any_of(frozenset(tokens)).search(text)
+def refuse_tokens(tokens: Collection[str], text: str) -> None:
+    found = any_of(frozenset(tokens)).search(text)
     if found:
         raise ValueError(f"text contains the special token {found[0]!r}, which is not allowed")
 

@@ -82,7 +82,9 @@ def _added(token: str, i: int, late: bool, plain: bool) -> dict[str, Any]:
 
 def read_byte_level(path: Path, make: Callable[..., Made]) -> Made:
     """What `make` makes of the arguments in a tokenizer.json: a byte-level BPE."""
-    return _make(load_json(path), path, make)
+    data = load_json(path)
+    with errors_name(path):
+        return byte_level(data, make)
 
 
 def read_folder(folder: Path, make: Callable[..., Made]) -> Made:
@@ -91,12 +93,14 @@ def read_folder(folder: Path, make: Callable[..., Made]) -> Made:
         return read_byte_level(folder / "tokenizer.json", make)
     if not (folder / "vocab.json").exists() or not (folder / "merges.txt").exists():
         raise ValueError(f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt")
-    return _make(vocab_and_merges(folder, set(CHAR_TO_BYTE)), folder, make)
+    data = vocab_and_merges(folder, set(CHAR_TO_BYTE))
+    with errors_name(folder):
+        return byte_level(data, make)
 
 
-def _make(data: dict[str, Any], path: Path, make: Callable[..., Made]) -> Made:
-    with errors_name(path):
-        return make(**_arguments(data))
+def byte_level(data: dict[str, Any], make: Callable[..., Made]) -> Made:
+    """The same from the content of a tokenizer.json."""
+    return make(**_arguments(data))
 
 
 def load_json(path: Path, *, optional: bool = False) -> dict[str, Any]:

@@ -139,12 +139,11 @@ def fit(  # noqa: PLR0913
     batches: tensors, tuples or dicts of tensors, gone through again from the start when they end.
     loss(model, batch) is a scalar, or several by name: their sum is minimised, and the history
     holds each. ValueError if one of them or the gradient is not finite, before the weights change.
-    Parameters with requires_grad=False stay as they are, and the model comes back to the device it
-    was on. seed: of all that is drawn, by torch,
-    numpy or Python. With ``checkpoint`` (a file) the state is written every ``every`` steps, and a
-    later call with the same arguments goes on from there to the same result; ValueError for the
-    file of another training. A loss with options is told from another where it is a
-    ``functools.partial``.
+    Parameters with requires_grad=False stay as they are; the model comes back to the device it was
+    on. seed: of all that is drawn, by torch, numpy or Python. With ``checkpoint`` (a file) the
+    state is written every ``every`` steps, and a later call with the same arguments goes on from
+    there to the same result; ValueError for the file of another training. A loss with options is
+    told from another where it is a ``functools.partial``.
     """
     training: dict[str, Any] = {"number of steps": steps, "clip": clip, "muon_lr": muon_lr}
     training |= {"adamw_lr": adamw_lr, "weight_decay": weight_decay}
