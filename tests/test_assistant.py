@@ -66,11 +66,11 @@ def test_each_batch_holds_the_images_that_its_conversations_are_about():
 @pytest.mark.parametrize("captions", [True, False])
 def test_illustrated_conversations_are_about_their_scene(captions):
     told = instructions.illustrated(SOME, 4, captions)
-    assert told == instructions.illustrated(SOME, 4, captions) and len(told) == len(SOME) * (
-        1 if captions else 3
-    )
-    for place, (number, messages) in enumerate(told):
-        assert number == place // (1 if captions else 3)
+    assert told == instructions.illustrated(SOME, 4, captions)
+    numbers = [number for number, _ in told]
+    assert numbers == sorted(numbers) and {*numbers} == {*range(len(SOME))}
+    assert {numbers.count(number) for number in numbers} == ({1} if captions else {3, 4})
+    for number, messages in told:
         content = messages[0]["content"]
         assert content[0] == IMAGE and len(content) == (1 if captions else 2)
         assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2)
@@ -106,11 +106,7 @@ class Knowing:
         text = content if isinstance(content, str) else content[1]["text"]
         rng, turns = Random("measure 0"), {}
         for i, scene in enumerate(SOME):
-            for make in (
-                instructions.conversation,
-                instructions.description,
-                instructions.reasoning,
-            ):
+            for make in instructions.MAKERS:
                 turns.setdefault(i, []).extend(make(scene, rng, self.held_out))
         return next(turn.answer for turn in turns[number] if turn.text == text)
 

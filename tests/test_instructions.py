@@ -21,6 +21,7 @@ from minivlm.scenes.instructions import (
     corpus,
     description,
     listing,
+    look_ups,
     placing,
     reasoning,
     rephrase,
@@ -82,10 +83,12 @@ def words(phrasing: str) -> set[str]:
 
 def read_back(text: str) -> list[tuple[str, str, str, int, int]]:
     """A listing -> size, colour, shape, row and column of each object."""
-    assert re.fullmatch(r"(\w+ \w+ \w+( \d+)+ ?)+", text)
+    place = r" row \d+ column \d+"
+    assert re.fullmatch(rf"(\w+ \w+ \w+({place})+ ?)+", text)
     found = []
-    for size, color, shape, cells in re.findall(r"([a-z]+) ([a-z]+) ([a-z]+)((?: \d+)+)", text):
-        found += [(size, color, shape, *divmod(int(cell) - 1, 4)) for cell in cells.split()]
+    for *looks, cells in re.findall(rf"([a-z]+) ([a-z]+) ([a-z]+)((?:{place})+)", text):
+        places = re.findall(r"row (\d+) column (\d+)", cells)
+        found += [(*looks, int(row), int(column)) for row, column in places]
     return found
 
 
@@ -102,10 +105,10 @@ def test_a_listing_tells_every_object_and_its_cell(s, seed):
 
 
 def test_a_listing_is_in_reading_order_or_in_a_random_one():
-    assert listing(PAIR) == "small red circle 1 large blue square 12"
+    assert listing(PAIR) == "small red circle row 0 column 0 large blue square row 2 column 3"
     assert listing(scene(BLUE, RED)) == listing(PAIR)
     assert len({listing(PAIR, Random(seed)) for seed in range(10)}) == 2
-    assert listing(STARS) == "small green star 1 2 3"
+    assert listing(STARS) == "small green star row 0 column 0 row 0 column 1 row 0 column 2"
 
 
 @given(any_scene)
@@ -457,16 +460,27 @@ def test_without_an_instruction_only_the_context_is_said():
 def test_the_corpus_repeats_and_its_ablation_lacks_the_listings_alone():
     full, bare = corpus(TRAIN, 3), corpus(TRAIN, 3, context=False)
     assert full == corpus(TRAIN, 3) != corpus(TRAIN, 4)
-    assert len(full) == len(bare) == 5 * len(TRAIN)
-    for i, (with_listing, without) in enumerate(zip(full, bare, strict=True)):
-        if i % 5 == 0:  # the plain caption
-            assert with_listing == without and len(without) == 1
-            continue
+    assert len(full) == len(bare) > 4 * len(TRAIN)
+    assert full[: len(TRAIN)] == bare[: len(TRAIN)]  # plain captions
+    assert all(len(messages) == 1 for messages in full[: len(TRAIN)])
+    listed = [sorted(read_back(listing(s))) for s in TRAIN]
+    for with_listing, without in zip(full[len(TRAIN) :], bare[len(TRAIN) :], strict=True):
         told, *rest = with_listing[0]["content"]
-        assert told == {"type": "image", "text": listing(TRAIN[i // 5])}
+        assert told.keys() == {"type", "text"} and sorted(read_back(told["text"])) in listed
         stripped = [{"role": "user", "content": part["text"]} for part in rest] + with_listing[1:]
         assert stripped == without
     assert not [text for text in texts(bare) if re.search("[0-9]", text)]
+
+
+def test_a_look_up_asks_for_what_its_listing_says():
+    for messages in look_ups(TRAIN, 0):
+        told, first = messages[0]["content"]
+        found = read_back(told["text"])
+        said = {str(field) for thing in found for field in thing[:3]}
+        said |= {instructions.NUMBERS[place] for thing in found for place in thing[3:]}
+        assert {turn["content"] for turn in messages[1::2]} <= said and first["text"]
+        assert len(messages) <= 14
+    assert look_ups(TRAIN, 1) == look_ups(TRAIN, 1) != look_ups(TRAIN, 2)
 
 
 def test_one_template_serves_the_listing_and_the_image():

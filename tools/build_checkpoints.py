@@ -44,6 +44,7 @@ from minivlm.toys.blip import BLIP_STAGES, ToyBlip, judgements, retrieval, told_
 from minivlm.toys.clip import recall_at_1, train_clip
 from minivlm.toys.common import BERT_MARKS, FROZEN, load_toy, rates, save_toy
 from minivlm.toys.decoder import LanguageModel, train_decoder
+from minivlm.toys.drills import drill
 from minivlm.toys.qwen2_vl import VIDEOS, AnySizeCaptioner, mixed, tells_motion
 from minivlm.toys.qwen_vl import Pointer
 from minivlm.toys.vqvae import save_vqvae, train_vqvae
@@ -158,7 +159,7 @@ def report_decoder(made: LanguageModel, losses: list[float]) -> None:
 
 
 def build_decoder() -> None:
-    made = train_decoder(report=report_decoder)
+    made = train_decoder(report=report_decoder, before=drill)
     made.model.half()
     made.save(FROZEN / "decoder")
 

@@ -22,7 +22,6 @@ from minivlm.pretrained.llama import publish_decoder
 from minivlm.scenes import Scene, instructions, sample
 from minivlm.scenes.pixels import pixels
 from minivlm.toys.common import FROZEN, TOY_WIDTH, decode_rows, rates, save_toy
-from minivlm.toys.drills import drill
 
 SCENES = 6000  # of train, and as many of all colour-shape pairs
 # Steps of look-ups alone, and of all conversations; without scenes the loss soon stops falling.
@@ -117,19 +116,21 @@ Report = Callable[[LanguageModel, list[float]], None]  # is given the losses of 
 
 
 def train_decoder(
-    context: bool = True, report: Report = lambda made, losses: None
+    context: bool = True,
+    report: Report = lambda made, losses: None,
+    before: Callable[[Decoder], None] = lambda model: None,
 ) -> LanguageModel:
     """The language model of data/checkpoints; report: called after each phase.
 
-    Drills in random ids first, then look-ups in words, then all conversations. ``context=False`` is
-    the ablation: the same conversations without the scenes and what prepares for them, for fewer
-    steps.
+    First what ``before`` does to it (the drills), then look-ups in words, then all conversations.
+    ``context=False`` is the ablation: the same conversations without the scenes and the look-ups,
+    for fewer steps.
     """
     scenes = sample(SCENES, seed=0) + sample(SCENES, seed=7, pairs="all")
     conversations = instructions.corpus(scenes, 0, context)
     made = LanguageModel.new(conversations[::8], context)
+    before(made.model)
     if context:
-        drill(made.model)
         report(made, made.train(instructions.look_ups(scenes, 0), LOOK_UPS)["loss"])
     report(made, made.train(conversations, ALL if context else BARE)["loss"])
     return made
