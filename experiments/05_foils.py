@@ -1,6 +1,6 @@
 """Hard negatives for CLIP: what steps with false captions teach that as many plain steps do not.
 
-Every row goes on from the same small CLIP, trained as in notebook 05 (140 steps of 96 pairs), with
+Every row goes on from the same small CLIP, trained nearly as in notebook 05 (140 steps of 96), with
 64 pictures a step. Measured on scenes of the test and the composition stream with seed 5, not on
 the files in data/scenes; the questions are those of both. One to two minutes a row on one core.
 """
