@@ -122,7 +122,7 @@ def prepare(settings: Settings) -> Measure:
     def start(seed: int) -> Clip:
         torch.manual_seed(seed)
         model, steps = toy("clip", tokenizer, length), settings.steps["at first"]
-        first = minibatches(images, ids, batch_size=FIRST_BATCH, seed=seed)
+        first = minibatches(images, ids, batch_size=min(FIRST_BATCH, len(ids)), seed=seed)
         fit(model, first, loss, steps, seed=seed, **RATES, weight_decay=0.1)
         return model
 
