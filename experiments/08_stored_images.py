@@ -4,18 +4,15 @@ The same weights at the start, the same scenes in the same order; only what trai
 images differs. Measured on streams with seed 5. Some three minutes a row.
 """
 
-import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from minivlm import scenes
-from minivlm.scenes.drawing import BACKGROUND
-from minivlm.scenes.pixels import augment, vary_channels
+from minivlm.scenes.pixels import as_jpeg, augment, on_paper, vary_channels
 from minivlm.toys.captioner import Captioner
 from runner import Experiment, Measure, Settings, main
 
@@ -25,20 +22,6 @@ ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "many papers, black loses channels too": partial(augment, spare_black=False),
 }
 SPLITS = ("test", "composition")
-
-
-def on_paper(grey: int, image: Image.Image) -> Image.Image:
-    """The same picture on another paper."""
-    pixels = np.asarray(image).copy()
-    pixels[(pixels == BACKGROUND).all(axis=-1)] = grey
-    return Image.fromarray(pixels)
-
-
-def as_jpeg(image: Image.Image) -> Image.Image:
-    """Through a JPEG of quality 25 and back."""
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=25)
-    return Image.open(file).convert("RGB")
 
 
 def in_web_colours(image: Image.Image) -> Image.Image:
@@ -52,8 +35,8 @@ def enlarged(image: Image.Image) -> Image.Image:
 
 FORMS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "as drawn": lambda image: image,
-    "white paper": partial(on_paper, 255),
-    "paper of 200": partial(on_paper, 200),
+    "white paper": partial(on_paper, grey=255),
+    "paper of 200": partial(on_paper, grey=200),
     "JPEG, quality 25": as_jpeg,
     "web colours": in_web_colours,
     "four times as large": enlarged,

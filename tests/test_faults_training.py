@@ -25,8 +25,7 @@ from minivlm.parts.training import fit, minibatches
 from minivlm.pretrained import checkpoints, from_pretrained, save_pretrained
 from minivlm.pretrained.clip import publish_clip
 from minivlm.qwen2_vl import Qwen2VL
-from minivlm.scenes.pixels import pixels, vary_channels
-from minivlm.toys import blip
+from minivlm.scenes.pixels import augment, pixels
 from minivlm.toys.assistant import load_stage_one, load_stage_two
 from minivlm.toys.blip import ToyBlip
 from minivlm.toys.common import FROZEN, load_toy, save_toy
@@ -228,7 +227,7 @@ FOUND = scenes.sample(60, seed=0)
 SINGLE = [scene for scene in FOUND if len(scene.objects) == 1][:16]
 
 
-def test_a_blip_resumes_to_the_same_weights_and_keeps_all_its_histories(tmp_path, monkeypatch):
+def test_a_blip_resumes_to_the_same_weights_and_keeps_all_its_histories(tmp_path):
     images, captions = pixels([s.image for s in SINGLE]), [s.caption for s in SINGLE]
     whole, file = ToyBlip.new(captions), tmp_path / "state"
     expected = whole.train(images, captions, 4, batch=8)
@@ -238,12 +237,10 @@ def test_a_blip_resumes_to_the_same_weights_and_keeps_all_its_histories(tmp_path
     def stopping(*args):
         if next(steps) == 3:
             raise KeyboardInterrupt
-        return vary_channels(*args)
+        return augment(*args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(blip, "vary_channels", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            stopped.train(images, captions, 4, batch=8, checkpoint=file, every=2)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train(images, captions, 4, batch=8, vary=stopping, checkpoint=file, every=2)
     resumed = ToyBlip.new(captions, seed=3)
     assert resumed.train(images, captions, 4, batch=8, checkpoint=file, every=2) == expected
     assert {len(values) for values in expected.values()} == {4}

@@ -23,7 +23,7 @@ from minivlm.parts.training import fit, minibatches
 from minivlm.pretrained.blip import publish_blip
 from minivlm.scenes import Scene, grammar, is_true
 from minivlm.scenes.grammar import Object
-from minivlm.scenes.pixels import IMAGE_SIZE, pixels, vary_channels
+from minivlm.scenes.pixels import IMAGE_SIZE, augment, pixels
 from minivlm.toys.common import (
     BERT_MARKS,
     RATES,
@@ -42,6 +42,17 @@ from minivlm.vit import ViTConfig
 
 # 57,600, 0.995 and two epochs in the paper, for millions of steps.
 QUEUE, MOMENTUM, RAMP = 1024, 0.99, 100
+# The training of data/checkpoints/blip, a stage each: losses, steps, pairs a step, mates in every
+# second batch, Muon's learning rate, seed. LM first: a relation is learned sooner by LM alone.
+BLIP_STAGES: dict[str, tuple[Sequence[str], int, int, bool, float, int]] = {
+    "1: LM alone": (("lm",), 800, 64, False, 0.015, 0),
+    "2: all three losses, contradicting captions": (LOSSES, 500, 64, True, 0.015, 1),
+    "3: the same, batch 128": (LOSSES, 600, 128, True, 0.02, 2),
+    "4: the same, longer": (LOSSES, 800, 128, True, 0.015, 3),
+    "5: batch 64, a low rate": (LOSSES, 100, 64, True, 0.003, 4),
+}
+
+Vary = Callable[[Tensor, float], Tensor]  # images, the share that loses a channel -> other images
 
 
 def blip_configs(vocab_size: int) -> tuple[ViTConfig, MedConfig]:
@@ -137,21 +148,21 @@ class ToyBlip:
         *,
         losses: Sequence[str] = LOSSES,
         erased: float = 0.2,
+        vary: Vary = augment,
         random_negatives: bool = False,
         seed: int = 0,
         **options: Any,
     ) -> dict[str, list[float]]:
         """Fit to batches of images and ids by the sum of some of the LOSSES.
 
-        ``erased``: the share of images that lose a colour channel (``vary_channels``). Options:
-        those of ``fit``.
+        ``erased``: the share of images that lose a colour channel; ``vary``: what else is done to
+        them. Options: those of ``fit``.
         """
         torch.manual_seed(seed)  # before the random queues
         pretraining = Pretraining(self.model, self.marks, queue=QUEUE, momentum=MOMENTUM, ramp=RAMP)
 
-        loss = partial(
-            varied_losses, losses=losses, erased=erased, random_negatives=random_negatives
-        )
+        how = {"losses": losses, "erased": erased, "random_negatives": random_negatives}
+        loss = partial(varied_losses, vary=vary, **how)
         options = RATES | {"weight_decay": 0.1} | options
         history = fit(pretraining, batches, loss, steps, seed=seed, **options)
         self.model.eval()
@@ -213,10 +224,11 @@ def varied_losses(
     *,
     losses: Sequence[str],
     erased: float,
+    vary: Vary,
     random_negatives: bool,
 ) -> dict[str, Tensor]:
     """The losses of a batch of images and ids; options as those of ``ToyBlip.learn``."""
-    seen = vary_channels(batch[0], erased)
+    seen = vary(batch[0], erased)
     return pretraining(seen, batch[1], losses, random_negatives=random_negatives)
 
 
@@ -330,19 +342,21 @@ def bootstrap(
     clean: tuple[Tensor, Sequence[str]],
     steps: int,
     seed: int = 0,
+    *,
+    top_p: float = 0.9,
     **options: Any,
 ) -> dict[str, Pairs]:
     """CapFilt (section 3.3) -> four data sets: "web", "F", "C", "C+F".
 
     A captioner (LM) and a filter (ITC and ITM) are fine-tuned from ``base`` on the clean pairs,
     apart from each other. The captioner writes one caption for each image of the web, drawn from
-    the nucleus (p = 0.9); the filter throws out those of the web's (F), and of the captioner's
-    (C+F), that it finds not to match.
+    the nucleus (greedy with ``top_p`` 0); the filter throws out those of the web's (F), and of the
+    captioner's (C+F), that it finds not to match.
     """
     captioner, judge = deepcopy(base), deepcopy(base)
     captioner.train(*clean, steps, losses=("lm",), seed=seed, **options)
     judge.train(*clean, steps, losses=("itc", "itm"), seed=seed, **options)
-    written = captioner.captions(images, top_p=0.9, generator=torch.Generator().manual_seed(seed))
+    written = captioner.captions(images, top_p=top_p, generator=torch.Generator().manual_seed(seed))
     crawled, written = list(enumerate(web)), list(enumerate(written))
     kept, passed = (matching_pairs(judge, images, pairs) for pairs in (crawled, written))
     return {"web": crawled, "F": kept, "C": crawled + written, "C+F": kept + passed}

@@ -16,7 +16,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import log
+from random import Random
 from typing import Any
 
 import torch
@@ -28,8 +30,8 @@ from minivlm import distributed
 from minivlm.bpe import BPETokenizer
 from minivlm.clip import Clip, Siglip, TextConfig, VisionConfig, contrastive_loss
 from minivlm.parts.training import default_device, fit, minibatches
-from minivlm.scenes import Scene, sample
-from minivlm.scenes.pixels import pixels, vary_channels
+from minivlm.scenes import Scene, grammar, sample
+from minivlm.scenes.pixels import augment, pixels
 from minivlm.toys.common import (
     RATES,
     TOY_WIDTH,
@@ -89,12 +91,61 @@ def train_clip(
     def loss(model: Clip, batch: tuple[Tensor, Tensor]) -> Tensor:
         with torch.no_grad():
             model.scale.clamp_(max=log(100))
-        image = model.encode_image(vary_channels(batch[0]))
+        image = model.encode_image(augment(batch[0]))
         return contrastive_loss(image, model.encode_text(batch[1]), model.scale)
 
     batches = batches_with_mates(images, ids, captions, batch=batch)
     fit(model, batches, loss, steps, **RATES | {"weight_decay": 0.1} | options)
     return model, tokenizer
+
+
+# Questions that a bag of words cannot answer
+
+
+def sentence_pairs(scene: Scene) -> dict[str, tuple[str, str]]:
+    """Kind -> a true sentence and a false one of nearly the same words.
+
+    Both name the objects in the order in which the scene holds them, which is random: the wording
+    gives nothing away.
+    """
+    a, *others = scene.objects
+    absent = next(c for c in grammar.COLORS if all(o.color != c for o in scene.objects))
+    say = grammar.describe_en
+    if grammar.alike(scene.objects):
+        n = len(scene.objects)
+        return {
+            "another colour": (say(a, n), say(replace(a, color=absent), n)),
+            "number changed": (say(a, n), say(a, n % 4 + 1)),
+            "negation": (
+                f"there is no {absent} {a.shape}",
+                f"there is no {a.color} {a.shape}",
+            ),
+        }
+    b = others[0]
+    relation = grammar.main_relations(a, b, scene.cell)[0]
+    true = f"{say(a)} {relation} {say(b)}"
+    false = {
+        "another colour": f"{say(replace(a, color=absent))} {relation} {say(b)}",
+        "relation reversed": f"{say(a)} {grammar.OPPOSITE[relation]} {say(b)}",
+        "objects swapped": f"{say(b)} {relation} {say(a)}",
+    }
+    if a.color != b.color and a.shape != b.shape:
+        x, y = replace(a, color=b.color), replace(b, color=a.color)
+        false["colours swapped"] = f"{say(x)} {relation} {say(y)}"
+    return {kind: (true, text) for kind, text in false.items()}
+
+
+def hard_pair(scene: Scene, rng: Random) -> tuple[str, str]:
+    """One of the ``sentence_pairs``: a number changed, a relation reversed or colours swapped."""
+    asked = sentence_pairs(scene)
+    kinds = [k for k in ("number changed", "relation reversed", "colours swapped") if k in asked]
+    return asked[rng.choice(kinds)]
+
+
+def hard_pair_in_order(scene: Scene, rng: Random) -> tuple[str, str]:
+    """The same, but its true sentence names the objects in reading order, as captions do."""
+    things = grammar.reading_order(scene.objects, scene.cell)
+    return hard_pair(replace(scene, objects=things), rng)
 
 
 @torch.no_grad()
