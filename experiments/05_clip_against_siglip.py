@@ -7,7 +7,6 @@ stream with seed 5, not on the files in data/scenes. Half a minute a row on one 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from math import log
 from pathlib import Path
 
@@ -19,9 +18,8 @@ from minivlm.bpe import BPETokenizer
 from minivlm.clip import Clip, Siglip, contrastive_loss, sigmoid_loss
 from minivlm.parts.training import fit, minibatches
 from minivlm.scenes import Scene
-from minivlm.scenes.grammar import describe_en, main_relations
 from minivlm.scenes.pixels import augment, pixels
-from minivlm.toys.clip import END, PAD, sentences, toy
+from minivlm.toys.clip import END, PAD, sentence_pairs, sentences, toy
 from minivlm.toys.common import rates, truth_table
 from runner import Experiment, Measure, Settings, main, percent
 
@@ -68,16 +66,6 @@ def pairwise_loss(model: Clip | Siglip, batch: tuple[Tensor, Tensor]) -> Tensor:
 LOSSES = {"softmax": softmax_loss, "sigmoid": pairwise_loss}
 
 
-def colours_swapped(scene: Scene) -> tuple[str, str] | None:
-    """A true caption and the same with its colours exchanged, if colours and shapes differ."""
-    a, b = scene.objects if len(scene.objects) == 2 else (None, None)
-    if a is None or a.color == b.color or a.shape == b.shape:
-        return None
-    relation = main_relations(a, b, scene.cell)[0]
-    wrong = replace(a, color=b.color), replace(b, color=a.color)
-    return tuple(f"{describe_en(x)} {relation} {describe_en(y)}" for x, y in ((a, b), wrong))
-
-
 def recall(cosine: Tensor, true: Tensor) -> float:
     """Share of rows whose highest cosine is one of the true pairs: both (N, N)."""
     return true.gather(1, cosine.argmax(1, keepdim=True)).float().mean().item()
@@ -95,7 +83,8 @@ def measured(
     cosine = images @ model.encode_text(encode([scene.caption for scene in held_out])).T
     shares = {"image to text": recall(cosine, true), "text to image": recall(cosine.T, true.T)}
     shares["R@1"] = sum(shares.values()) / 2
-    asked = [(i, pair) for i, scene in enumerate(held_out) if (pair := colours_swapped(scene))]
+    pairs = [sentence_pairs(scene).get("colours swapped") for scene in held_out]
+    asked = [(i, pair) for i, pair in enumerate(pairs) if pair]
     image = images[[i for i, _ in asked]]
     sides = zip(*(pair for _, pair in asked), strict=True)
     right, wrong = ((image * model.encode_text(encode([*side]))).sum(1) for side in sides)

@@ -36,20 +36,16 @@ from minivlm.toys.common import RATES, batches_with_mates
 from runner import Experiment, Measure, Settings, main, percent
 
 BATCH, FIRST_BATCH = 64, 96
-KINDS = ("plain", "foils in order", "foils in both orders", "mates")
+KINDS = {  # what the captions of a batch are -> kind of batches
+    "captions alone": "plain",
+    "foils, captions name objects in reading order": "foils in order",
+    "foils, captions name objects in both orders": "foils in both orders",
+    "every second batch holds captions that contradict each other": "mates",
+}
 ROWS = {"no more steps": ("plain", 0)} | {  # name -> kind of batches, share of the further steps
     f"{length} steps, {name}": (kind, share)
     for length, share in (("few", 0.25), ("many", 1.0))
-    for name, kind in zip(
-        (
-            "captions alone",
-            "foils, captions name objects in reading order",
-            "foils, captions name objects in both orders",
-            "every second batch holds captions that contradict each other",
-        ),
-        KINDS,
-        strict=True,
-    )
+    for name, kind in KINDS.items()
 }
 TRUE_IS = ("left of, above", "right of, below")
 COLUMNS = {
