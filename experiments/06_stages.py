@@ -1,7 +1,7 @@
 """What each stage in the training of data/checkpoints/blip brings.
 
 A row is one stage, trained on from the row before it. Measured on scenes of the composition stream
-with seed 5, not on the files in data/scenes. Some 18 minutes for all stages on one core; the state
+with seed 5, not on the files in data/scenes. Some 20 minutes for all stages on one core; the state
 of each stage is kept in the folder of temporary files, so that a run which was stopped goes on.
 """
 
@@ -69,7 +69,7 @@ EXPERIMENT = Experiment(
         test_scenes=250,
     ),
     prepare=prepare,
-    notes="Stages 1 and 2 have 64 pairs a step, 3 and 4 have 128. From stage 2 on every second "
+    notes="Stages 1, 2 and 5 have 64 pairs a step, 3 and 4 have 128. From stage 2 on every second "
     "batch holds captions that contradict each other side by side.",
 )
 

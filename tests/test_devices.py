@@ -26,11 +26,13 @@ class Traveller(nn.Linear):
 
 def test_a_model_comes_back_to_its_device_after_training():
     model = Traveller()
-    fit(model, [torch.ones(3, 2)], lambda m, x: m(x).mean(), 2, device="cpu")
-    assert model.moves == ["cpu", "cpu"] and not model.training
-    elsewhere = Traveller().to_empty(device="meta")
-    with pytest.raises((NotImplementedError, RuntimeError)):  # meta tensors hold no numbers
-        fit(elsewhere, [torch.ones(3, 2)], lambda m, x: m(x).mean(), 2, device="cpu")
+    fit(model, [torch.ones(3, 2)], lambda m, batch: m(batch).mean(), 2, device="cpu:0")
+    assert model.moves == ["cpu:0", "cpu"] and not model.training
+
+
+def test_a_model_without_parameters_is_still_refused_by_what_it_lacks():
+    with pytest.raises(ValueError, match="no parameter requires a gradient"):
+        fit(nn.Module(), [torch.ones(3, 2)], lambda m, batch: batch.mean(), 2)
 
 
 def logits_alone(logits: Tensor, labels: Tensor) -> Tensor:

@@ -3,12 +3,23 @@
 import os
 import subprocess
 import sys
+from random import Random
 
 import pytest
 import torch
 
+from minivlm import scenes
 from minivlm.bpe import BPETokenizer
-from minivlm.toys.clip import END, PAD, sentences, toy
+from minivlm.scenes import grammar
+from minivlm.toys.clip import (
+    END,
+    PAD,
+    hard_pair,
+    hard_pair_in_order,
+    sentence_pairs,
+    sentences,
+    toy,
+)
 from minivlm.vit import sincos_2d
 from notebook_env import ROOT
 
@@ -70,3 +81,24 @@ def test_what_cannot_be_trained_is_said_in_one_line(arguments, environment, name
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert names in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("split", ["train", "composition"])
+def test_of_two_sentences_the_first_is_true_and_the_second_false(split):
+    found, kinds = scenes.sample(200, seed=3, split=split), set()
+    for scene in found:
+        pairs = sentence_pairs(scene)
+        kinds |= pairs.keys()
+        for kind, (true, false) in pairs.items():
+            if kind != "negation":  # which no caption says, so the grammar does not know it
+                assert scenes.is_true(true, scene) and not scenes.is_true(false, scene)
+    assert len(kinds) == 6
+
+
+def test_hard_pairs_name_the_objects_in_the_order_they_promise():
+    rng, found = Random(0), scenes.sample(400, seed=3)
+    for draw, low, high in ((hard_pair, 0.4, 0.6), (hard_pair_in_order, 0.7, 0.95)):
+        told = [grammar.parse(draw(scene, rng)[0])[1] for scene in found]
+        told = [relation for relation in told if relation]
+        share = sum(relation in ("left of", "above") for relation in told) / len(told)
+        assert low < share < high

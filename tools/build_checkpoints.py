@@ -1,8 +1,8 @@
 """Train the small models of data/checkpoints again: python tools/build_checkpoints.py [NAME ...]
 
 vqvae: images of 64 x 64 pixels <-> 8 x 8 codes; two to four minutes on one core.
-blip: retrieval, matching and captions of scenes; some 16 minutes.
-clip: an image encoder; three minutes. decoder: a language model of text alone; 12 on two cores.
+blip: retrieval, matching and captions of scenes; some 20 minutes.
+clip: an image encoder; seven minutes. decoder: a language model of text alone; 12 on two cores.
 qformer: BLIP-2's stage 1, needs clip; six. blip2: its stage 2, needs qformer too; llava: both
 stages; both need clip and decoder; four and 28. qwen_vl: stages 1 and 2, needs decoder; some 20 on
 two cores. qwen2_vl: for videos; five minutes. Each is trained in minivlm/toys/, in the module of
@@ -118,7 +118,9 @@ def report_blip(toy: ToyBlip, what: str, held_out: Sequence[Scene]) -> None:
 
 
 def build_blip() -> None:
-    """LM alone, which learns the relation sooner when alone; then all three losses."""
+    """LM alone, which learns the relation sooner when alone; then all three losses; at last small
+    batches, which mend ITC.
+    """
     train = scenes.sample(MANY_SCENES, seed=0)
     images, captions = images_of(train), [scene.caption for scene in train]
     toy, held_out = ToyBlip.new(captions), scenes.sample(250, seed=5, split="composition")

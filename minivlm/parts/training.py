@@ -151,7 +151,7 @@ def fit(  # noqa: PLR0913
         if not 0 <= number < inf:
             raise ValueError(f"{name} cannot be {number}")
     device = torch.device(device) if device else default_device()
-    home = next(model.parameters()).device
+    home = next((p.device for p in model.parameters()), device)
     model.to(device).train()
     torch.manual_seed(seed)
     optimizers = _optimizers(model, muon_lr, adamw_lr, weight_decay)

@@ -49,6 +49,7 @@ BLIP_STAGES: dict[str, tuple[Sequence[str], int, int, bool, float, int]] = {
     "2: all three losses, contradicting captions": (LOSSES, 500, 64, True, 0.015, 1),
     "3: the same, batch 128": (LOSSES, 600, 128, True, 0.02, 2),
     "4: the same, longer": (LOSSES, 800, 128, True, 0.015, 3),
+    "5: batch 64, a low rate": (LOSSES, 100, 64, True, 0.003, 4),
 }
 
 Vary = Callable[[Tensor, float], Tensor]  # images, the share that loses a channel -> other images
