@@ -12,7 +12,6 @@ Another CPU gives other weights, because sums differ in the last digit and train
 it. What must hold is the quality that is printed; a test asks for it.
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -274,7 +273,7 @@ def main() -> None:
     names = sys.argv[1:] or [*BUILD]
     if unknown := {*names} - {*BUILD}:
         sys.exit(f"unknown model {min(unknown)!r}; known: {', '.join(BUILD)}")
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(min(2, torch.get_num_threads()))
     for name in names:
         BUILD[name]()
 

@@ -42,6 +42,7 @@ from minivlm.toys.common import (
     TOY_WIDTH,
     decode_rows,
     image_map,
+    load_tokenizer,
     load_toy,
     look_up_images,
     read_sizes,
@@ -90,7 +91,13 @@ class Pointer:
         the pixels that the tower's positions are for.
         """
         torch.manual_seed(seed)
-        tokenizer, decoder = with_tags(FROZEN / "decoder")
+        return cls._of(*with_tags(FROZEN / "decoder"), side, positions, **tower)
+
+    @classmethod
+    def _of(
+        cls, tokenizer: BPETokenizer, decoder: Decoder, side: int, positions: str, **tower: int
+    ) -> "Pointer":
+        """An untrained image tower and resampler before a language model."""
         vision, image = ImageTower(replace(TOWER, **tower)), tokenizer.special_tokens["<imgpad>"]
         with torch.no_grad():
             vision.positions.copy_(image_map(vision.side, TOY_WIDTH))
@@ -193,6 +200,9 @@ class Pointer:
         config = read_sizes(folder, sizes)
         if unknown := config.keys() - {*sizes, "positions"}:
             raise ValueError(f"{Path(folder) / 'config.json'}: unknown key {min(unknown)!r}")
-        made = cls.new(**config)
+        tokenizer, trained = load_tokenizer(folder), load_toy(FROZEN / "decoder")[0].config
+        made = cls._of(
+            tokenizer, Decoder(replace(trained, vocab_size=tokenizer.vocab_size)), **config
+        )
         fill(made.model, tensors, Names())
         return made
