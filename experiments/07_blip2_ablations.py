@@ -78,7 +78,7 @@ EXPERIMENT = Experiment(
     question="What do the number of queries and stage 1 bring to BLIP-2?",
     rows=[*ROWS],
     columns=COLUMNS,
-    settings=Settings({"stage 1": 400, "stage 2": 600}, train_scenes=16_000, test_scenes=250),
+    settings=Settings({"stage 1": 150, "stage 2": 250}, train_scenes=16_000, test_scenes=250),
     prepare=prepare,
 )
 

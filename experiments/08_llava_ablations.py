@@ -3,9 +3,9 @@
 Every row starts from the frozen image encoder and language model of data/checkpoints and sees the
 same scenes in the same batches; only the named thing differs. Measured on scenes of the composition
 stream with seed 5, not on the files in data/scenes: one conversation, one description and one
-reasoning a scene, in several turns, each asked after the model's own answers. One minute a row on
-one core. The last two rows need a language model that never read a scene in words: it is trained
-first, in some four minutes, which count in the seconds of the row.
+reasoning a scene, and its places, in several turns, each asked after the model's own answers. Two
+minutes a row on one core. The last two rows need a language model that never read a scene in words:
+it is trained first, in some minutes, which count in the seconds of the row.
 """
 
 from dataclasses import replace
@@ -106,7 +106,7 @@ EXPERIMENT = Experiment(
     question="What does each choice in LLaVA's training bring?",
     rows=[*ROWS],
     columns=COLUMNS,
-    settings=Settings({"stage 1": 150, "stage 2": 400}, train_scenes=8000, test_scenes=200),
+    settings=Settings({"stage 1": 100, "stage 2": 150}, train_scenes=8000, test_scenes=200),
     prepare=prepare,
     notes='"Later turns" are those after the first answer of a conversation.',
 )

@@ -179,8 +179,8 @@ def packed_logits(model: Prompted, batch: dict[str, Tensor]) -> Tensor:
 
     No example sees another, and positions count anew in each.
     """
-    mask = segments(batch["segment_ids"])
-    mask = mask & causal(mask.shape[-1]).to(mask.device)
+    mask, own = segments(batch["segment_ids"]), model.mask(batch["input_ids"])
+    mask = mask & (causal(mask.shape[-1]).to(mask.device) if own is None else own)
     embeds = model.embed(batch["input_ids"], batch["pixel_values"])
     return model.decoder(embeds=embeds, mask=mask, positions=batch["position_ids"])
 

@@ -1,5 +1,6 @@
 """Between two frozen models: what is trained, what is not, and how answers are counted."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -9,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from minivlm import scenes
 from minivlm.blip2 import second_stage
 from minivlm.llava import train_llava_stage
-from minivlm.multimodal import IMAGE
+from minivlm.multimodal import IMAGE, answer_loss
 from minivlm.pretrained import from_pretrained
+from minivlm.qwen_vl import packed_logits
 from minivlm.scenes import instructions
 from minivlm.scenes.pixels import pixels
 from minivlm.toys.assistant import Assistant, load_stage_one, load_stage_two, measure, own_captions
@@ -61,6 +63,24 @@ def test_each_batch_holds_the_images_that_its_conversations_are_about():
     batch = look_up_images(made.processor.collate([rows[i] for i in (7, 3, 40)]), IMAGES)
     assert torch.equal(batch["pixel_values"], IMAGES[[told[i][0] for i in (7, 3, 40)]])
     assert (batch["input_ids"] == made.model.image_token_id).sum(dim=1).tolist() == [16] * 3
+
+
+@pytest.mark.parametrize("two_way", [False, True])
+def test_packed_conversations_have_the_loss_of_padded_ones(two_way):
+    made = Assistant.llava()
+    made.model.config = replace(made.model.config, two_way=two_way)
+    told = instructions.illustrated(SOME, 0)
+    rows = [made.processor.prepare(messages, numbers=[number]) for number, messages in told]
+    padded = look_up_images(made.processor.collate(rows, "right"), IMAGES)
+    packed = look_up_images(made.processor.pack(rows, 240), IMAGES)
+    shape = padded["input_ids"].shape
+    assert packed["input_ids"].numel() < 0.8 * shape.numel()
+    logits = made.model(padded["input_ids"], padded["pixel_values"], padded["attention_mask"])
+    alone, together = (
+        answer_loss(logits, padded["labels"]),
+        answer_loss(packed_logits(made.model, packed), packed["labels"]),
+    )
+    assert together.item() == pytest.approx(alone.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("captions", [True, False])
