@@ -8,11 +8,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
 from minivlm import scenes
-from minivlm.scenes.pixels import as_jpeg, augment, on_paper, vary_channels
+from minivlm.scenes.pixels import FORMS, augment, vary_channels
 from minivlm.toys.captioner import Captioner
 from runner import Experiment, Measure, Settings, main
 
@@ -22,25 +21,6 @@ ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "many papers, black loses channels too": partial(augment, spare_black=False),
 }
 SPLITS = ("test", "composition")
-
-
-def in_web_colours(image: Image.Image) -> Image.Image:
-    """Dithered from the 216 colours of the web."""
-    return image.convert("P", palette=Image.Palette.WEB).convert("RGB")
-
-
-def enlarged(image: Image.Image) -> Image.Image:
-    return image.resize((256, 256), Image.Resampling.BICUBIC)
-
-
-FORMS: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "as drawn": lambda image: image,
-    "white paper": partial(on_paper, grey=255),
-    "paper of 200": partial(on_paper, grey=200),
-    "JPEG, quality 25": as_jpeg,
-    "web colours": in_web_colours,
-    "four times as large": enlarged,
-}
 
 
 def prepare(settings: Settings) -> Measure:

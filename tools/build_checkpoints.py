@@ -13,13 +13,11 @@ it. What must hold is the quality that is printed; a test asks for it.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from random import Random
 
 import torch
-from PIL import Image
 
 from minivlm import scenes, vqvae
 from minivlm.blip2 import second_stage
@@ -28,7 +26,7 @@ from minivlm.llava import train_llava_stage
 from minivlm.pretrained.clip import publish_clip
 from minivlm.qwen2_vl import Qwen2VL
 from minivlm.scenes import Scene, instructions, tasks
-from minivlm.scenes.pixels import as_jpeg, on_paper, pixels
+from minivlm.scenes.pixels import FORMS, pixels
 from minivlm.toys.assistant import (
     Assistant,
     first_stage,
@@ -64,15 +62,6 @@ QWEN_VL_PHASES = (  # stage, tasks, steps, seed of the scenes and of their order
     (2, (*tasks.TASKS, tasks.grounding), 1500, 0),
     (2, (*tasks.TASKS, *[tasks.grounding] * 4), 1300, 1),
 )
-
-
-# How a scene may come: on the course's paper, on other papers, or compressed.
-FORMS: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "as drawn": lambda image: image,
-    "white paper": partial(on_paper, grey=255),
-    "paper of 200": partial(on_paper, grey=200),
-    "JPEG 25": as_jpeg,
-}
 
 
 def in_forms(some: Sequence[Scene]) -> dict[str, list[Scene]]:
@@ -216,6 +205,13 @@ def build_llava() -> None:
             report(what, measure(made, held_out, images_of(held_out)))
     made.model.half()
     made.save(FROZEN / "llava")
+    made = Assistant.load(FROZEN / "llava")
+    for split in SPLITS:
+        held_out = scenes.load(split)
+        for form, shown in in_forms(held_out).items():
+            report(f"{split}, {form}", measure(made, shown, images_of(shown)))
+        anew = measure(made, held_out, images_of(held_out), held_out=True)
+        report(f"{split}, in phrasings that no training shows", anew)
 
 
 def build_qwen_vl() -> None:

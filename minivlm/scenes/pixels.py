@@ -7,7 +7,8 @@ paper of exactly 242, the captioner says hardly anything true of white paper
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,6 +52,27 @@ def as_jpeg(image: Image.Image, quality: int = 25) -> Image.Image:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return Image.open(file).convert("RGB")
+
+
+def in_web_colours(image: Image.Image) -> Image.Image:
+    """Dithered from the 216 colours of the web."""
+    return image.convert("P", palette=Image.Palette.WEB).convert("RGB")
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """With 256 pixels a side, as a smooth resize makes it."""
+    return image.resize((256, 256), Image.Resampling.BICUBIC)
+
+
+# How the drawing of a scene may come: on the course's paper or others, compressed, in few colours.
+FORMS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "as drawn": lambda image: image,
+    "white paper": partial(on_paper, grey=255),
+    "paper of 200": partial(on_paper, grey=200),
+    "JPEG, quality 25": as_jpeg,
+    "web colours": in_web_colours,
+    "four times as large": enlarged,
+}
 
 
 def vary_channels(pixel_values: Tensor, erased: float = 0.2) -> Tensor:
