@@ -54,9 +54,9 @@ FEW_SCENES = 8000
 MANY_SCENES = 24_000
 LLAVA_STAGES = (  # stage, steps, batch, Muon's learning rate
     (1, 300, 96, 0.02),
-    (2, 5000, 96, 0.015),
+    (2, 4000, 96, 0.015),
 )
-LLAVA_SCENES, LLAVA_TEXTS = 10_000, 3000  # seen, and read of in words, with all pairs
+LLAVA_SCENES = 14_000
 QWEN_VL_PHASES = (  # stage, tasks, steps, seed of the scenes and of their order
     (1, (tasks.caption,), 200, 0),
     (2, (*tasks.TASKS, tasks.grounding), 1500, 0),
@@ -186,19 +186,16 @@ def build_blip2() -> None:
 
 
 def build_llava() -> None:
-    """Both stages of notebook 08, longer, with more scenes and more turns a conversation; a quarter
-    of the conversations of stage 2 are about scenes in words.
-    """
+    """Both stages of notebook 08, longer, with more scenes and more turns a conversation."""
     train = scenes.sample(LLAVA_SCENES, seed=0)
-    read = instructions.in_words(scenes.sample(LLAVA_TEXTS, seed=11, pairs="all"), 1)
     images, made = images_of(train), Assistant.llava()
     for stage, steps, batch, rate in LLAVA_STAGES:
         train_llava_stage(made.model, stage)
-        told: list = instructions.illustrated(train, 0, captions=stage == 1, turns=6)
+        told = instructions.illustrated(train, 0, captions=stage == 1, turns=6)
         if stage == 2:
             save_projector(made, FROZEN / "projector")
-            told += [(None, messages) for messages in read]
-        made.train(told, images, steps, batch=batch, weight_decay=0.1, **rates(rate))
+        options = {"batch": batch, "erased": 0.2, "weight_decay": 0.1}
+        made.train(told, images, steps, **options, **rates(rate))
         for split in SPLITS[::2]:
             held_out = scenes.sample(100, seed=5, split=split)
             what = f"after stage {stage}, {len(held_out)} other {split} scenes"

@@ -101,23 +101,23 @@ class Assistant:
 
     def train(
         self,
-        conversations: Sequence[tuple[int | None, Turns]],
+        conversations: Sequence[tuple[int, Turns]],
         images: Tensor,
         steps: int,
         *,
         batch: int = 64,
         seed: int = 0,
+        erased: float = 0.0,
         **options: Any,
     ) -> dict[str, list[float]]:
-        """Fit what requires a gradient to conversations, (number of the image or None, messages),
-        and images (B, 3, 64, 64).
+        """Fit what requires a gradient to conversations, (number of the image, messages), and
+        images (B, 3, 64, 64), of which the share ``erased`` loses a channel.
 
         Learned is what the assistant says. Several conversations share a packed row, which costs
         less than padding and changes no loss. Returns the history of ``fit``.
         """
         rows = [
-            self.processor.prepare(messages, numbers=[] if number is None else [number])
-            for number, messages in conversations
+            self.processor.prepare(messages, numbers=[number]) for number, messages in conversations
         ]
         length = max([LONGEST_ROW, *(row["input_ids"].shape[1] for row in rows)])
 
@@ -127,7 +127,7 @@ class Assistant:
                 yield look_up_images(packed, images)
 
         def loss(model: Prompted, batch: dict) -> Tensor:
-            seen = {"pixel_values": augment(batch["pixel_values"], erased=0.0)}
+            seen = {"pixel_values": augment(batch["pixel_values"], erased)}
             return answer_loss(packed_logits(model, batch | seen), batch["labels"])
 
         return fit(self.model, batches(), loss, steps, seed=seed, **RATES | options)
