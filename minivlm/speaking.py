@@ -22,6 +22,7 @@ from minivlm.parts.generation import generate
 from minivlm.pretrained import from_pretrained
 from minivlm.pretrained.checkpoints import read_json
 from minivlm.pretrained.config import TOKEN, Number, Several, read_setting, refuse, section
+from minivlm.pretrained.qwen_processor import PublishedQwen
 from minivlm.scenes.pixels import pixels
 from minivlm.toys.assistant import Assistant
 from minivlm.toys.blip import ToyBlip
@@ -371,6 +372,9 @@ PUBLISHED: dict[str, Open] = {  # model_type of config.json
     "llava": PublishedLlava,
     "blip": PublishedBlip,
     "blip-2": PublishedBlip2,
+    "qwen2_vl": PublishedQwen,
+    "qwen2_5_vl": PublishedQwen,
+    "qwen3_vl": PublishedQwen,
 }
 
 

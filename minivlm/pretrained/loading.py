@@ -67,11 +67,15 @@ def family_of(config: dict) -> Family:
     return FAMILIES[model_type]
 
 
-def from_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+def from_pretrained(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> nn.Module:
     """A folder of config.json and *.safetensors, one file or sharded -> the model, in eval mode.
 
-    dtype: of its weights. ValueError for an unsupported model_type or setting, a missing, extra or
-    misshapen tensor, a broken file.
+    dtype: of its weights. device: where they go, by default the CPU. ValueError for an unsupported
+    model_type or setting, a missing, extra or misshapen tensor, a broken file.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -81,7 +85,7 @@ def from_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> n
     tensors = normalise_all(read_tensors(folder), family.names)
     model = _shape(config, set(tensors))
     fill(model, tensors, family.names, dtype)
-    return model.eval()
+    return model.eval().to(device)
 
 
 def _shape(config: dict, weights: set[str]) -> nn.Module:
