@@ -4,12 +4,15 @@ The templates of the families are code here. What a folder brings is rendered on
 fine-tuned models may have been trained on another one.
 """
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from minivlm.pretrained.checkpoints import read_json
 
+# Tags of transformers' own around what an assistant learns to say: they write nothing.
+MARKS_OF_TRAINING = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 Message = dict[str, object]  # of "role" and "content", a text or a list of parts
 
 
@@ -61,6 +64,7 @@ def render_template(template: str, messages: Sequence[Message]) -> str | None:
     sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
+    template = MARKS_OF_TRAINING.sub("", template)
     try:
         return sandbox.from_string(template).render(messages=messages, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError):
