@@ -5,6 +5,7 @@ whole processors of these families need torchvision.
 
 import json
 import warnings
+import weakref
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -22,6 +23,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from minivlm.bpe import QWEN2_SPLIT, BPETokenizer, to_visible
 from minivlm.pretrained import from_pretrained
+from minivlm.pretrained.checkpoints import TensorFiles
 from minivlm.pretrained.qwen_processor import PublishedQwen, qwen_chat
 from minivlm.scenes.files import read_picture
 from minivlm.speaking import open_checkpoint
@@ -484,6 +486,63 @@ def test_a_model_goes_to_the_device_that_is_asked_for(tmp_path, monkeypatch):
     assert {p.device.type for p in from_pretrained(folder, device="meta").parameters()} == {"meta"}
     monkeypatch.setenv("MINIVLM_DEVICE", "meta")
     assert {p.device.type for p in open_checkpoint(folder).model.parameters()} == {"meta"}
+
+
+# Memory
+
+
+def in_shards(folder: Path, kind: str) -> Path:
+    """The weights of a folder as bfloat16, in several files."""
+    theirs = THEIRS[kind][0].from_pretrained(folder, dtype=torch.bfloat16)
+    (folder / "model.safetensors").unlink()
+    theirs.save_pretrained(folder, max_shard_size="40KB")
+    assert len(list(folder.glob("*.safetensors"))) > 3
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_are_read_one_by_one(tmp_path, monkeypatch, kind, dtype):
+    """None is alive when the next one is asked for; of shapes alone there are all from the first.
+
+    A fused matrix of queries, keys and values is a file's one tensor, and three of ours.
+    """
+    folder = in_shards(write_folder(tmp_path, kind, 0), kind)
+    whole, alive, names = TensorFiles.read, [], []
+
+    def read(files: TensorFiles, name: str) -> torch.Tensor:
+        assert {shape.device.type for shape in files.shapes.values()} == {"meta"}
+        assert [ref for ref in alive if ref() is not None] == []
+        tensor = whole(files, name)
+        alive.append(weakref.ref(tensor))
+        names.append(name)
+        return tensor
+
+    monkeypatch.setattr(TensorFiles, "read", read)
+    model = from_pretrained(folder, dtype)
+    assert len(names) == len(set(names)) == len(list(model.parameters()))
+    assert any(name.endswith("qkv.q.weight") for name in names)
+
+
+def test_a_loaded_model_does_not_need_its_files(tmp_path):
+    folder = write_folder(tmp_path, "qwen2_vl", 0)
+    model = from_pretrained(folder)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with open(folder / "model.safetensors", "r+b") as file:
+        length = file.seek(0, 2)
+        file.seek(0)
+        file.write(bytes(length))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_does_not_fit_is_named_before_a_number_is_read(tmp_path, monkeypatch):
+    folder = in_shards(write_folder(tmp_path, "qwen2_vl", 0), "qwen2_vl")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["intermediate_size"] = 41
+    write(folder / "config.json", config)
+    monkeypatch.setattr(TensorFiles, "read", lambda *_: pytest.fail("a tensor was read"))
+    with pytest.raises(ValueError, match=r"has shape .*40.*, needs .*41"):
+        from_pretrained(folder)
 
 
 # What is refused

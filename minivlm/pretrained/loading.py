@@ -12,12 +12,12 @@ from minivlm.pretrained.blip import BLIP_NAMES, build_blip
 from minivlm.pretrained.blip2 import BLIP2_NAMES, build_blip2
 from minivlm.pretrained.checkpoints import (
     Names,
+    TensorFiles,
     as_published,
     fill,
     match,
     normalise_all,
     read_json,
-    read_tensors,
     replacing,
     write_checkpoint,
 )
@@ -82,10 +82,10 @@ def from_pretrained(
         raise ValueError(f"no checkpoint folder {str(folder)!r}")
     config = read_json(folder / "config.json")
     family = family_of(config)
-    tensors = normalise_all(read_tensors(folder), family.names)
-    model = _shape(config, set(tensors))
-    fill(model, tensors, family.names, dtype)
-    return model.eval().to(device)
+    files = TensorFiles(folder, family.names)
+    model = _shape(config, set(files.shapes))
+    fill(model, files.shapes, family.names, dtype, device, files.read)
+    return model.eval()
 
 
 def _shape(config: dict, weights: set[str]) -> nn.Module:
