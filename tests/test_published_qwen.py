@@ -337,9 +337,14 @@ def test_an_image_of_any_size_has_the_patches_of_transformers(opened, kind, widt
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|image_pad|>", "<tool_call>"])
 @pytest.mark.parametrize("place", range(3))
 def test_a_special_token_in_any_text_is_refused_by_name(opened, token, place):
-    ours, _ = opened["qwen2_vl", 0]
+    """A model may read its own answer again: tokens that are read aloud are allowed there."""
+    ours, theirs = opened["qwen2_vl", 0]
     texts = ["one", "two", "three"]
     texts[place] += f" {token} more"
+    if (token, place) == (PLAIN[0], 1):
+        given = theirs.inputs([noise(56, 56)], texts[2], (tuple(texts[:2]),))
+        assert_alike(ours.inputs(noise(56, 56), texts[2], [tuple(texts[:2])]), given)
+        return
     with pytest.raises(ValueError, match=token.replace("|", r"\|")):
         ours.inputs(noise(56, 56), texts[2], [tuple(texts[:2])])
 

@@ -7,7 +7,7 @@ sizes of images, end tokens and the penalty for repetition are those of the fold
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import chain, cycle
+from itertools import chain, cycle, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,21 @@ def qwen_ids(
 ) -> list[int]:
     """The ids of ``qwen_chat``, with as many placeholders for each image as ``counts`` says.
 
-    ValueError for a special token in one of the texts.
+    ValueError for a special token in one of the texts. Those that are read aloud (<think>) may be
+    in an answer.
     """
-    for text in texts:
-        tokenizer.encode(text)
+    aloud = plain_tokens(tokenizer)
+    for question, answer in zip_longest(texts[::2], texts[1::2], fillvalue=""):
+        tokenizer.encode(question)
+        tokenizer.encode(answer, aloud)
     pad, left = tokenizer.special_tokens[IMAGE_PAD], iter(counts)
-    ids = tokenizer.encode(qwen_chat(kind, texts, len(counts)), MARKS)
+    ids = tokenizer.encode(qwen_chat(kind, texts, len(counts)), {*MARKS, *aloud})
     return [*chain.from_iterable([i] * next(left) if i == pad else [i] for i in ids)]
+
+
+def plain_tokens(tokenizer: PublishedTokenizer) -> frozenset[str]:
+    """Added tokens that are no special ones: text for a reader."""
+    return getattr(tokenizer.algorithm, "plain_tokens", frozenset())
 
 
 def qwen_images(folder: Path, tower: TowerConfig) -> dict[str, Any]:
@@ -234,9 +242,8 @@ class PublishedQwen:
 
     def words(self, ids: Iterable[int]) -> str:
         """The text of what was said, without special tokens and rows that stand for no token."""
-        algorithm = self.tokenizer.algorithm
-        plain = getattr(algorithm, "plain_tokens", ())
-        special = {i for token, i in self.tokenizer.special_tokens.items() if token not in plain}
+        plain, tokens = plain_tokens(self.tokenizer), self.tokenizer.special_tokens
+        special = {i for token, i in tokens.items() if token not in plain}
         spoken = [i for i in ids if i not in special and i < self.tokenizer.vocab_size]
         return self.tokenizer.decode(spoken).strip()
 
