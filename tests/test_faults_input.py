@@ -435,7 +435,7 @@ def test_a_mark_that_is_no_id_is_named(key, value, tmp_path):
     [
         ({"rescale_factor": 0}, "rescale_factor = 0"),
         ({"rescale_factor": "x"}, "rescale_factor = 'x'"),
-        ({"image_std": [0, 0, 0]}, r"std \[0.0"),
+        ({"image_std": [0, 0, 0]}, r"image_std = \[0, 0, 0\]"),
         ({"image_mean": [math.inf, 0, 0]}, "inf"),
         ({"size": 10**7}, "10000000 x 10000000 pixels, too many"),
         ({"do_center_crop": True, "crop_size": 10**7}, "10000000 x 10000000 pixels, too many"),

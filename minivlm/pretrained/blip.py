@@ -1,6 +1,10 @@
 """BLIP as published: ``model_type`` blip."""
 
 from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from minivlm.blip import Blip, MedConfig
 from minivlm.pretrained.checkpoints import Names
@@ -13,6 +17,14 @@ from minivlm.pretrained.config import (
     require,
     section,
     share_out,
+)
+from minivlm.pretrained.processing import (
+    Images,
+    Said,
+    SpeakingProcessor,
+    never_asked,
+    one_row,
+    single,
 )
 from minivlm.vit import ViTConfig
 
@@ -135,3 +147,40 @@ BLIP_NAMES = Names(
     },
     ignored=("embeddings.position_ids",),
 )
+
+
+class BlipProcessor(SpeakingProcessor):
+    """BLIP's for captions: [DEC], then how the caption begins."""
+
+    image_kind, side = "Blip", 384
+
+    def caption_inputs(self, image: Images) -> dict[str, Tensor]:
+        """What the model takes for a caption that begins with nothing."""
+        return self.inputs(image, "")
+
+    def inputs(self, image: Images, text: str, before: Said = ()) -> dict[str, Tensor]:
+        """One image and how its caption begins: what ``caption_logits`` takes.
+
+        transformers' processor writes [CLS] ... [SEP]; its ``generate`` makes of it what stands
+        here: [DEC] in the first place, and no [SEP]. ValueError for what was said ``before``.
+        """
+        if before:
+            raise never_asked(self.folder)
+        self.refuse_special_tokens(text)
+        start = self.token("bos_token_id", 30522)
+        ids = [30522 if start is None else start, *self.tokenizer.encode(text)]
+        return one_row(ids, self.images(single(image)))
+
+    def prompt(self, model: nn.Module, given: dict[str, Tensor]) -> dict[str, Any]:
+        return looked_at(model, given)
+
+    def ends(self) -> int | list[int] | None:
+        """[SEP]."""
+        return self.own_ends("sep_token_id", 102)
+
+
+@torch.no_grad()
+def looked_at(blip: nn.Module, given: dict[str, Tensor]) -> dict[str, Any]:
+    """The inputs of ``caption_logits`` as ``generate`` takes them: the image is read once."""
+    states = blip.vision(given["pixel_values"])
+    return {"input_ids": given["input_ids"], "image": states, "use_cache": False}

@@ -2,11 +2,14 @@
 
 from collections.abc import Collection
 
+from torch import Tensor
+
 from minivlm.blip2 import Blip2, QFormerConfig
 from minivlm.pretrained.blip import BLIP_VISION_NAMES, MED_KEYS, MED_NAMES, blip_vision_config
 from minivlm.pretrained.checkpoints import Names
 from minivlm.pretrained.config import Section, fields, read_setting, section, share_out
 from minivlm.pretrained.opt import OPT_NAMES, build_opt
+from minivlm.pretrained.processing import Images, Said, SpeakingProcessor, one_row, single
 
 # The defaults of transformers' Blip2VisionConfig: EVA-CLIP's ViT-g/14 without its last block.
 VIT_G = {
@@ -32,6 +35,11 @@ def qformer_config(config: Section, memory: int, queries: int) -> QFormerConfig:
     return QFormerConfig(**ours, memory=memory, queries=queries)
 
 
+def blip2_image_token(config: dict) -> int:
+    """The id of the queries' places; the first published files say none."""
+    return read_setting(config, "image_token_index", read_setting(config, "image_token_id", -1))
+
+
 def build_blip2(config: dict, names: Collection[str] = ()) -> Blip2:
     """The model of a published config.json; the names of its weights say what it is for.
 
@@ -39,7 +47,6 @@ def build_blip2(config: dict, names: Collection[str] = ()) -> Blip2:
     """
     vision = blip_vision_config(section(config, "vision_config").over(VIT_G))
     text = section(config, "qformer_config")
-    token = read_setting(config, "image_token_index", read_setting(config, "image_token_id", -1))
     reads = "embeddings.word_embeddings.weight" in names
     speaks = "language_projection.weight" in names or not names
     model = Blip2(
@@ -47,7 +54,7 @@ def build_blip2(config: dict, names: Collection[str] = ()) -> Blip2:
         qformer_config(text, vision.width, read_setting(config, "num_query_tokens", 32)),
         width=read_setting(config, "image_text_hidden_size", 256) if reads else 0,
         decoder=build_opt(section(config, "text_config")) if speaks else None,
-        token=token,
+        token=blip2_image_token(config),
     )
     model.head = None  # of the checkpoints of stage 1, none has the language-model head
     if not reads:
@@ -76,3 +83,37 @@ BLIP2_NAMES = Names(
     },
     ignored=("embeddings.position_ids",),
 )
+
+
+class Blip2Processor(SpeakingProcessor):
+    """BLIP-2's with OPT: the queries' places, the tokenizer's own first token, the prompt."""
+
+    image_kind = "Blip"
+
+    def caption_inputs(self, image: Images) -> dict[str, Tensor]:
+        """What the model takes for a caption: an empty prompt."""
+        start = self.token("bos_token_id", 2)
+        return self._after_queries(image, self.tokenizer.prefix if start is None else [start])
+
+    def inputs(self, image: Images, text: str, before: Said = ()) -> dict[str, Tensor]:
+        """A question about one image, and the conversation that it follows.
+
+        Question: question Answer: answer. Question: question Answer:
+
+        input_ids and attention_mask (1, Q + T), pixel_values (1, 3, H, W). ValueError for a special
+        token in what was said.
+        """
+        self.refuse_special_tokens(text, *(said for turn in before for said in turn))
+        turns = [f"Question: {question} Answer: {answer}. " for question, answer in before]
+        said = "".join(turns) + f"Question: {text} Answer:"
+        tok = self.tokenizer
+        return self._after_queries(image, [*tok.prefix, *tok.encode(said), *tok.suffix])
+
+    def _after_queries(self, image: Images, ids: list[int]) -> dict[str, Tensor]:
+        queries = read_setting(self.config, "num_query_tokens", 32)
+        token = blip2_image_token(self.config)
+        return one_row([token] * queries + ids, self.images(single(image)))
+
+    def ends(self) -> int | list[int] | None:
+        """As transformers: the language model's own end, whatever generation_config.json says."""
+        return self.own_ends("eos_token_id", 2)

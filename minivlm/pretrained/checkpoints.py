@@ -9,14 +9,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minivlm.formats.tokenizer_files import load_json
@@ -72,24 +72,65 @@ def read_json(path: Path) -> dict:
     return load_json(path)
 
 
+class TensorFiles:
+    """The tensors of model.safetensors, or of the shards that its index lists, by our spelling of
+    their names.
+
+    Only names and shapes are read at once, the numbers of a tensor when they are asked for. So no
+    more than one has to lie in memory beside the model that it is for.
+    """
+
+    def __init__(self, folder: Path, names: Names | None = None):
+        self.names = names or Names()
+        self.places: dict[str, Path] = {}  # name in its file -> the file
+        stored: dict[str, Tensor] = {}  # on the meta device, where tensors have no numbers
+        for path in _files(folder):
+            with _opened(path) as file:
+                for name in list(file.keys()):
+                    stored[name] = file.get_tensor(name).to("meta")
+                    self.places[name] = path
+        self.shapes = normalise_all(stored, self.names)
+        self.origins = {
+            part: name for name, tensor in stored.items() for part, _ in self._parts(name, tensor)
+        }
+
+    def read(self, name: str) -> Tensor:
+        """One of ``shapes`` with its numbers, for as long as the file lasts: it is not copied."""
+        origin = self.origins[name]
+        with _opened(self.places[origin]) as file:
+            return dict(self._parts(origin, file.get_tensor(origin)))[name]
+
+    def _parts(self, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+        return split_qkv(self.names.normalise(name), tensor)
+
+
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the shards that its index lists."""
+    """All tensors of a folder at once."""
+    files = TensorFiles(folder)
+    return {name: files.read(name) for name in files.shapes}
+
+
+def _files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards; ValueError unless they hold what the index says."""
     if (folder / "model.safetensors").is_file():
-        return _read_file(folder / "model.safetensors")
+        return [folder / "model.safetensors"]
     index = _read_index(folder / "model.safetensors.index.json")
-    tensors = {}
-    for shard in sorted(set(index.values())):
+    found: set[str] = set()
+    shards = sorted(set(index.values()))
+    for shard in shards:
         if Path(shard).name != shard:
             raise ValueError(f"shard {shard!r} does not lie in the checkpoint folder")
-        for name, tensor in _read_file(folder / shard).items():
-            if index.get(name) != shard:
-                raise ValueError(
-                    f"shard {shard} holds {name}, which the index places in {index.get(name)}"
-                )
-            tensors[name] = tensor
-    if missing := sorted(index.keys() - tensors.keys()):
+        with _opened(folder / shard) as file:
+            for name in list(file.keys()):
+                if index.get(name) != shard:
+                    place = index.get(name)
+                    raise ValueError(
+                        f"shard {shard} holds {name}, which the index places in {place}"
+                    )
+                found.add(name)
+    if missing := sorted(index.keys() - found):
         raise ValueError(f"missing tensor {missing[0]}: the index places it in {index[missing[0]]}")
-    return tensors
+    return [folder / shard for shard in shards]
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -105,11 +146,14 @@ def _read_index(path: Path) -> dict[str, str]:
     return index
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    """A safetensors file; ValueError where it is none, or broken."""
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {path.name}")
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
 
@@ -156,23 +200,39 @@ def normalise_all(tensors: dict[str, Tensor], names: Names) -> dict[str, Tensor]
 
 
 def fill(
-    model: nn.Module, tensors: dict[str, Tensor], names: Names, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    names: Names,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    read: Callable[[str], Tensor] | None = None,
 ) -> None:
     """Put the tensors (named as published) into the model, each one into exactly one parameter.
 
-    ValueError for a missing, extra or misshapen tensor, and for numbers that are not finite.
+    device: where they go, by default the CPU. read: name -> the tensor, if ``tensors`` hold shapes
+    alone. ValueError for a missing, extra or misshapen tensor, for two unlike tensors of a tied
+    weight, and for numbers that are not finite.
     """
-    filled = {}
-    for parameter, source in match(model, tensors, names).items():
-        filled[parameter] = nn.Parameter(tensors[source].to(dtype))
-        _refuse_infinite(source, filled[parameter])
+    read, filled = read or tensors.__getitem__, {}
+    for parameter, (source, *others) in match(model, tensors, names).items():
+        value = read(source).to(dtype, copy=True)  # a file may change or go
+        _refuse_infinite(source, value)
+        for other in others:
+            if not torch.equal(read(other), read(source)):
+                raise ValueError(f"tensors {source} and {other} are tied, but differ")
+        filled[parameter] = nn.Parameter(value.to(device))
     for name, parameter in [*model.named_parameters(remove_duplicate=False)]:
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, filled[parameter])
 
 
-def match(model: nn.Module, tensors: dict[str, Tensor], names: Names) -> dict[nn.Parameter, str]:
-    """Parameter of the model -> the published name of its tensor; ValueError as ``fill``."""
+def match(
+    model: nn.Module, tensors: dict[str, Tensor], names: Names
+) -> dict[nn.Parameter, list[str]]:
+    """Parameter of the model -> the published names of its tensor, several where it is tied.
+
+    ValueError for a missing, extra or misshapen tensor.
+    """
     # A tied weight is one parameter under several names of the model.
     parameters = model.named_parameters(remove_duplicate=False)
     published = {names.publish(name): parameter for name, parameter in parameters}
@@ -183,7 +243,8 @@ def match(model: nn.Module, tensors: dict[str, Tensor], names: Names) -> dict[nn
 
 
 def _refuse_infinite(name: str, tensor: Tensor) -> None:
-    if not tensor.isfinite().all():
+    """ValueError for NaN and infinity, which pass through minimum and maximum."""
+    if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
         raise ValueError(f"tensor {name} holds NaN or infinite numbers as {tensor.dtype}")
 
 
@@ -198,12 +259,9 @@ def _refuse_extra(tensors: dict[str, Tensor], published: dict[str, nn.Parameter]
 
 def _match(
     tensors: dict[str, Tensor], published: dict[str, nn.Parameter]
-) -> dict[nn.Parameter, str]:
-    """Parameter -> the published name of its tensor; a tied weight may be in the file twice.
-
-    ValueError for another shape, for integers, and for two unlike tensors of a tied weight.
-    """
-    sources: dict[nn.Parameter, str] = {}
+) -> dict[nn.Parameter, list[str]]:
+    """Parameter -> the published names of its tensor; ValueError for a wrong shape or integers."""
+    sources: dict[nn.Parameter, list[str]] = {}
     for name, tensor in tensors.items():
         parameter = published[name]
         if tensor.shape != parameter.shape:
@@ -212,14 +270,11 @@ def _match(
             )
         if not tensor.is_floating_point():
             raise ValueError(f"tensor {name} holds {tensor.dtype}, not floating-point weights")
-        other = sources.get(parameter)
-        if other and not torch.equal(tensors[other], tensor):
-            raise ValueError(f"tensors {other} and {name} are tied, but differ")
-        sources[parameter] = name
+        sources.setdefault(parameter, []).append(name)
     return sources
 
 
-def _refuse_missing(model: nn.Module, sources: dict[nn.Parameter, str], names: Names) -> None:
+def _refuse_missing(model: nn.Module, sources: dict[nn.Parameter, list[str]], names: Names) -> None:
     """ValueError for parameters that no tensor is there for."""
     parameters = model.named_parameters()
     missing = [names.publish(name) for name, parameter in parameters if parameter not in sources]

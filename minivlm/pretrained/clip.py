@@ -1,5 +1,11 @@
 """CLIP and SigLIP as published: ``model_type`` clip and siglip."""
 
+import reprlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
 from minivlm.clip import Clip, Siglip, TextConfig, VisionConfig
 from minivlm.pretrained.checkpoints import Names
 from minivlm.pretrained.config import (
@@ -11,6 +17,7 @@ from minivlm.pretrained.config import (
     section,
     share_out,
 )
+from minivlm.pretrained.processing import PublishedProcessor
 
 CLIP_VISION_KEYS = {  # our field -> published key, and its default in CLIPVisionConfig
     "image_size": ("image_size", 224),
@@ -137,3 +144,49 @@ SIGLIP_NAMES = Names(
     parts=CLIP_NAMES.parts,
     ignored=CLIP_NAMES.ignored,
 )
+
+
+class ClipProcessor(PublishedProcessor):
+    """CLIP's: the texts between their two marks, padded to the longest."""
+
+    longest, padded = 77, False  # tokens of a text; whether each is as long
+
+    def part(self, key: str) -> Section:
+        return tower_section(self.config, key)
+
+    def texts(self, texts: str | Sequence[str]) -> dict[str, Tensor]:
+        """One text or several -> input_ids and attention_mask (B, T).
+
+        ValueError for a special token in a text, and for one that is longer than the model reads.
+        """
+        several = [texts] if isinstance(texts, str) else list(texts)
+        if not several:
+            raise ValueError("no text given")
+        tok, longest = self.tokenizer, self._positions()
+        rows = [[*tok.prefix, *tok.encode(text), *tok.suffix] for text in several]
+        for text, row in zip(several, rows, strict=True):
+            if len(row) > longest:
+                shown = reprlib.repr(text)
+                raise ValueError(f"{len(row)} tokens, but the model reads {longest}: {shown}")
+        length = longest if self.padded else max(map(len, rows))
+        pad = self.pad_id(tok.suffix[-1] if tok.suffix else 0)
+        gaps = [length - len(row) for row in rows]
+        ids = [row + [pad] * gap for row, gap in zip(rows, gaps, strict=True)]
+        mask = [[1] * (length - gap) + [0] * gap for gap in gaps]
+        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+    def _positions(self) -> int:
+        return read_setting(self.text, "max_position_embeddings", self.longest)
+
+
+class SiglipProcessor(ClipProcessor):
+    """SigLIP's: each text is padded to all the positions, and the padding is read like the text."""
+
+    image_kind, longest, padded = "Siglip", 64, True
+
+    def part(self, key: str) -> Section:
+        return section(self.config, key)
+
+    def texts(self, texts: str | Sequence[str]) -> dict[str, Tensor]:
+        """One text or several -> input_ids (B, T); ValueError as for CLIP."""
+        return {"input_ids": super().texts(texts)["input_ids"]}

@@ -1,6 +1,13 @@
 """LLaVA as published: ``model_type`` llava, a CLIP image tower and a Llama."""
 
+from collections.abc import Sequence
+from itertools import chain, cycle
+from pathlib import Path
+
+from torch import Tensor
+
 from minivlm.llava import Llava, LlavaConfig
+from minivlm.pretrained.chat_templates import Message, warn_of_template
 from minivlm.pretrained.checkpoints import Names
 from minivlm.pretrained.clip import CLIP_VISION_KEYS, CLIP_VISION_NAMES, clip_vision_config
 from minivlm.pretrained.config import (
@@ -15,6 +22,7 @@ from minivlm.pretrained.config import (
     section,
 )
 from minivlm.pretrained.llama import DECODER_NAMES, decoder_config, publish_decoder
+from minivlm.pretrained.processing import Images, Said, SpeakingProcessor, check_length, one_row
 
 LLAVA_KEYS = {  # our field -> published key, and the default of transformers' LlavaConfig
     "projector_act": ("projector_hidden_act", "gelu"),
@@ -30,17 +38,21 @@ def build_llava(config: dict) -> Llava:
     tied = read_setting(config, "tie_word_embeddings", False) or read_setting(
         text, "tie_word_embeddings", False
     )
-    token = read_setting(config, "image_token_index", read_setting(config, "image_token_id", 32000))
     return Llava(
         LlavaConfig(
             vision=clip_vision_config(vision),
             text=decoder_config(text.under({"tie_word_embeddings": tied})),
-            image_token_id=token,
+            image_token_id=llava_image_token(config),
             feature_layers=feature_layers(config),
             keep_class=config.get("vision_feature_select_strategy") == "full",
             **fields(config, LLAVA_KEYS),
         )
     )
+
+
+def llava_image_token(config: dict) -> int:
+    """The id of an image's placeholders, under its older key or the newer."""
+    return read_setting(config, "image_token_index", read_setting(config, "image_token_id", 32000))
 
 
 def feature_layers(config: dict) -> tuple[int, ...]:
@@ -91,3 +103,71 @@ LLAVA_NAMES = Names(
     ],
     ignored=("embeddings.position_ids", "rotary_emb.inv_freq"),
 )
+
+
+EXAMPLE = ("What is it?", "A star.", "Where?")  # on which a folder's template is compared
+
+
+class LlavaProcessor(SpeakingProcessor):
+    """LLaVA-1.5's: the images in the first turn, then the conversation, by Vicuna's names.
+
+    USER: <image>\nquestion ASSISTANT: answer USER: question ASSISTANT:
+
+    That is the template of the published folders. The authors' training data had </s> after an
+    answer, in the place of the space.
+    """
+
+    image_kind = "Llava"
+    mark = "<image>"
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.image_token = llava_image_token(self.config)
+        if self.tokenizer.special_tokens.get(self.mark) != self.image_token:
+            raise ValueError(
+                f"{folder}: the tokenizer has no {self.mark} of id {self.image_token}, "
+                "which config.json says an image has"
+            )
+        tower = clip_vision_config(section(self.config, "vision_config"))
+        whole = self.config.get("vision_feature_select_strategy") == "full"
+        self.image_tokens = (tower.image_size // tower.patch) ** 2 + whole
+        said = [{"type": "text", "text": text} for text in EXAMPLE]
+        messages: list[Message] = [
+            {"role": "user", "content": [{"type": "image"}, said[0]]},
+            {"role": "assistant", "content": [said[1]]},
+            {"role": "user", "content": [said[2]]},
+        ]
+        warn_of_template(folder, messages, llava_chat(EXAMPLE, images=1))
+
+    def caption_inputs(self, image: Images) -> dict[str, Tensor]:
+        """What the model takes for a caption: a question like another."""
+        return self.inputs(image, "Describe the image.")
+
+    def inputs(self, image: Images, text: str, before: Said = ()) -> dict[str, Tensor]:
+        """A question about one image or several, and the conversation that it follows.
+
+        input_ids and attention_mask (1, T), pixel_values (M, 3, H, W). ValueError for a special
+        token in what was said, and for a prompt that is longer than the model reads.
+        """
+        texts = [*chain.from_iterable(before), text]
+        self.refuse_special_tokens(*texts)
+        pixels = self.images(image)
+        ids = self.tokenizer.encode(llava_chat(texts, len(pixels)), [self.mark])
+        expanded = (
+            [i] * self.image_tokens if i == self.image_token else [i]
+            for i in [*self.tokenizer.prefix, *ids, *self.tokenizer.suffix]
+        )
+        given = one_row([*chain.from_iterable(expanded)], pixels)
+        check_length(self.config, given["input_ids"])
+        return given
+
+
+def llava_chat(texts: Sequence[str], images: int) -> str:
+    """A conversation as the published template writes it, up to where the answer begins.
+
+    texts: question, answer, ..., question; the first is about that many images.
+    """
+    roles = cycle(("USER: ", "ASSISTANT: "))
+    places = chain(["<image>\n" * images], cycle([""]))
+    turns = zip(roles, places, texts, strict=False)
+    return "".join(f"{role}{place}{text} " for role, place, text in turns) + "ASSISTANT:"

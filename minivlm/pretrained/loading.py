@@ -12,12 +12,12 @@ from minivlm.pretrained.blip import BLIP_NAMES, build_blip
 from minivlm.pretrained.blip2 import BLIP2_NAMES, build_blip2
 from minivlm.pretrained.checkpoints import (
     Names,
+    TensorFiles,
     as_published,
     fill,
     match,
     normalise_all,
     read_json,
-    read_tensors,
     replacing,
     write_checkpoint,
 )
@@ -67,20 +67,24 @@ def family_of(config: dict) -> Family:
     return FAMILIES[model_type]
 
 
-def from_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+def from_pretrained(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> nn.Module:
     """A folder of config.json and *.safetensors, one file or sharded -> the model, in eval mode.
 
-    dtype: of its weights. ValueError for an unsupported model_type or setting, a missing, extra or
-    misshapen tensor, a broken file.
+    dtype: of its weights. device: where they go, by default the CPU. ValueError for an unsupported
+    model_type or setting, a missing, extra or misshapen tensor, a broken file.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no checkpoint folder {str(folder)!r}")
     config = read_json(folder / "config.json")
     family = family_of(config)
-    tensors = normalise_all(read_tensors(folder), family.names)
-    model = _shape(config, set(tensors))
-    fill(model, tensors, family.names, dtype)
+    files = TensorFiles(folder, family.names)
+    model = _shape(config, set(files.shapes))
+    fill(model, files.shapes, family.names, dtype, device, files.read)
     return model.eval()
 
 
