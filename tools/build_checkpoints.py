@@ -1,12 +1,11 @@
 """Train the small models of data/checkpoints again: python tools/build_checkpoints.py [NAME ...]
 
-vqvae: images of 64 x 64 pixels <-> 8 x 8 codes; two to four minutes on one core.
-blip: retrieval, matching and captions of scenes; some 20 minutes.
-clip: an image encoder; seven minutes. decoder: a language model of text alone; 12 on two cores.
-qformer: BLIP-2's stage 1, needs clip; six. blip2: its stage 2, needs qformer too; llava: both
-stages; both need clip and decoder; four and 28. qwen_vl: stages 1 and 2, needs decoder; some 20 on
-two cores. qwen2_vl: for videos; five minutes. Each is trained in minivlm/toys/, in the module of
-its name; qformer, blip2 and llava in assistant.py.
+vqvae: images of 64 x 64 pixels <-> 8 x 8 codes. blip: retrieval, matching and captions of scenes.
+clip: an image encoder. decoder: a language model of text alone. qformer: BLIP-2's stage 1, needs
+clip; blip2: its stage 2, needs qformer too; llava: both stages; both need clip and decoder. qwen_vl:
+stages 1 and 2, needs decoder. qwen2_vl: for videos. Each is trained in minivlm/toys/, in the module
+of its name; qformer, blip2 and llava in assistant.py. data/README.md says how long each takes: from
+minutes to two hours on one core.
 
 Another CPU gives other weights, because sums differ in the last digit and training makes much of
 it. What must hold is the quality that is printed; a test asks for it.
