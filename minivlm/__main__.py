@@ -1,9 +1,11 @@
 """python -m minivlm: train a captioner for three minutes, then caption pictures that it never saw.
 
 python -m minivlm caption IMAGE...: caption picture files with the captioner that was trained.
-python -m minivlm ask IMAGE "what colour is the star?": answer a question with a small LLaVA.
+python -m minivlm ask IMAGE... "what colour is the star?": answer a question with a small LLaVA.
 python -m minivlm ask IMAGE: a conversation; questions are read line by line, to the end of input.
-Both take --checkpoint FOLDER for another model.
+python -m minivlm search "a red star" IMAGE...: rank picture files by a text, with a small CLIP.
+python -m minivlm compare IMAGE... "a star" "a circle": which of the texts fits a picture.
+All take --checkpoint FOLDER for another model, also a published one, and --dtype.
 """
 
 import os
@@ -21,37 +23,32 @@ import tempfile
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 
 from minivlm import scenes
+from minivlm.commands import (
+    ASSISTANT,
+    CAPTIONER,
+    PAIRS,
+    Wanted,
+    ask_about,
+    caption_files,
+    compare_files,
+    complain,
+    printable,
+    search_files,
+)
 from minivlm.parts.training import default_device
-from minivlm.scenes.files import read_picture
-from minivlm.speaking import Speaker, open_checkpoint
+from minivlm.pretrained.config import Number
 from minivlm.toys.captioner import Captioner, train_captioner
-from minivlm.toys.common import FROZEN
 
-CAPTIONER, ASSISTANT = Path("runs/captioner"), FROZEN / "llava"
 ROOM = 2**23  # bytes: more than the demo writes
-
-
-def complain(text: str) -> None:
-    """One line on stderr."""
-    print(printable(text), file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """The text with escapes for what is no character to read: a terminal would obey some of it."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
 
 
 def demo() -> int:
@@ -160,97 +157,6 @@ def save_figure(shown: Sequence[Judged], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def open_or_explain(folder: Path, remedy: str) -> Speaker | None:
-    """The checkpoint, or a line on stderr that says why there is none."""
-    try:
-        return open_checkpoint(folder)
-    except (ValueError, OSError) as error:
-        complain(f"no model to use ({error}){remedy}")
-        return None
-
-
-def caption_files(paths: Sequence[str], folder: Path | None = None) -> int:
-    """Caption files one by one; a file that is no picture gets one line on stderr, the others still
-    run.
-    """
-    model = open_or_explain(folder or CAPTIONER, "" if folder else "; train one: python -m minivlm")
-    if model is None:
-        return 2
-    return 1 if sum(not attempt(path, model.caption, f"{path}: ") for path in paths) else 0
-
-
-def ask_about(path: str, question: str | None, folder: Path | None = None) -> int:
-    """Answer a question about a picture file or, without one, those of the standard input."""
-    model = open_or_explain(folder or ASSISTANT, "")
-    if model is None:
-        return 2
-    if question is None:
-        return converse(model, path)
-    return 0 if attempt(path, lambda image: model.ask(image, question)) else 1
-
-
-def converse(model: Speaker, path: str) -> int:
-    """Answer each line of the standard input, after all that was said before it.
-
-    A question without an answer gets one line on stderr and leaves the conversation.
-    """
-    try:
-        image = read_picture(path)
-    except ValueError as error:
-        complain(str(error))
-        return 1
-    before: list[tuple[str, str]] = []
-    asked = 0
-    for question in typed_lines():
-        asked += 1
-        said = say_or_explain(path, partial(model.ask, image, question, tuple(before)))
-        if said:
-            before.append((question, said))
-            print(printable(said), flush=True)
-    return 0 if len(before) == asked else 1
-
-
-def typed_lines() -> Iterator[str]:
-    """The lines of the standard input that are not empty; a person is shown where to type."""
-    cue = "> " if sys.stdin.isatty() else ""
-    while True:
-        print(cue, end="", flush=True)
-        try:
-            line = sys.stdin.readline()
-        except UnicodeDecodeError as error:
-            complain(f"a question is no text: {error}")
-            continue
-        if not line:
-            return
-        if line.strip():
-            yield line.strip()
-
-
-def attempt(path: str, speak: Callable[[Image.Image], str], label: str = "") -> bool:
-    """Print what is said of a picture file, or one line on stderr; whether it went well."""
-    try:
-        image = read_picture(path)
-    except ValueError as error:
-        complain(str(error))
-        return False
-    said = say_or_explain(path, partial(speak, image))
-    if said:
-        print(printable(f"{label}{said}"))
-    return bool(said)
-
-
-def say_or_explain(path: str, speak: Callable[[], str]) -> str:
-    """What is said of a picture file, or one line on stderr and nothing."""
-    try:
-        said = speak().strip()
-        if not said:
-            raise ValueError("the model's answer is empty")
-    except ValueError as error:
-        complain(f"{path}: {error}")
-        return ""
-    return said
-
-
 class Parser(argparse.ArgumentParser):
     """One that says what is wrong without repeating control characters."""
 
@@ -258,25 +164,66 @@ class Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HOW = {  # of speaking: what it is, and which numbers it may be
+    "max_tokens": ("the longest answer, in tokens", Number(1, 2**20)),
+    "temperature": ("0, the default, is the likeliest word", Number(0, 1e3, whole=False)),
+    "top_p": ("draw from the likeliest words of this share", Number(1e-6, 1, whole=False)),
+    "seed": ("of a draw", Number(0, 2**63 - 1)),
+}
+
+
 def arguments_parser() -> argparse.ArgumentParser:
     about = __doc__.split("\n")[0].partition(": ")[2]
     parser = Parser(prog="python -m minivlm", description=about)
     commands = parser.add_subparsers(dest="command")
-    caption = commands.add_parser(
-        "caption", help="caption picture files with the captioner that was trained"
-    )
+    caption = commands.add_parser("caption", help="caption picture files")
     caption.add_argument("images", nargs="+", metavar="IMAGE")
-    ask = commands.add_parser("ask", help="answer questions about a picture file")
-    ask.add_argument("image", metavar="IMAGE")
-    about = "without one, questions are read line by line and the conversation is kept"
-    ask.add_argument("question", metavar="QUESTION", nargs="?", help=about)
-    for command, default in (
-        (caption, CAPTIONER),
-        (ask, ASSISTANT.relative_to(ASSISTANT.parents[2])),
-    ):
-        about = f"folder of a checkpoint that from_pretrained reads (default: {default})"
-        command.add_argument("--checkpoint", type=Path, metavar="FOLDER", help=about)
+    ask = commands.add_parser("ask", help="answer questions about picture files")
+    about = "pictures, then a question; without one, questions are read line by line"
+    ask.add_argument("arguments", nargs="+", metavar="IMAGE... QUESTION", help=about)
+    ask.add_argument("--together", action="store_true", help="ask about all pictures at once")
+    search = commands.add_parser("search", help="rank picture files by a text")
+    search.add_argument("text", metavar="TEXT")
+    search.add_argument("images", nargs="+", metavar="IMAGE")
+    compare = commands.add_parser("compare", help="say which of some texts fits a picture")
+    compare.add_argument("arguments", nargs="+", metavar="IMAGE... TEXT...")
+    for command, default in ((caption, CAPTIONER), (ask, ASSISTANT)):
+        add_model(command, default)
+        add_how(command)
+    for command in (search, compare):
+        add_model(command, PAIRS)
     return parser
+
+
+def add_model(command: argparse.ArgumentParser, default: Path) -> None:
+    """The options that say which checkpoint; default: of its folder."""
+    shown = default.relative_to(default.parents[2]) if default.is_absolute() else default
+    about = f"folder of a checkpoint, ours or published (default: {shown})"
+    command.add_argument("--checkpoint", type=Path, metavar="FOLDER", help=about)
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="of its weights")
+
+
+def add_how(command: argparse.ArgumentParser) -> None:
+    """The options that say how a model speaks."""
+    for name, (about, allowed) in HOW.items():
+        option = f"--{name.replace('_', '-')}"
+        command.add_argument(option, type=reader(allowed), metavar="N", help=about)
+
+
+def reader(allowed: Number) -> Callable[[str], Any]:
+    """What reads a number of the command line, and refuses others by name."""
+
+    def read(text: str) -> Any:
+        try:
+            value = int(text) if allowed.whole else float(text)
+        except ValueError:
+            value = None
+        if value not in allowed:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
+        return value
+
+    return read
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -301,11 +248,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     chosen = arguments_parser().parse_args(arguments)
+    if chosen.command is None:
+        return demo()
+    said = vars(chosen)
+    how = {name: said[name] for name in HOW if said.get(name) is not None}
+    wanted = Wanted(chosen.checkpoint, DTYPES[chosen.dtype], how)
     if chosen.command == "caption":
-        return caption_files(chosen.images, chosen.checkpoint)
+        return caption_files(chosen.images, wanted)
     if chosen.command == "ask":
-        return ask_about(chosen.image, chosen.question, chosen.checkpoint)
-    return demo()
+        return ask_about(chosen.arguments, wanted, chosen.together)
+    if chosen.command == "search":
+        return search_files(chosen.text, chosen.images, wanted)
+    return compare_files(chosen.arguments, wanted)
 
 
 if __name__ == "__main__":

@@ -148,16 +148,15 @@ def write_siglip(folder: Path, *, side: int = 24) -> Oracle:
     vision = tower(image_size=side, patch_size=8)
     model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
     images = SiglipImageProcessorPil(size={"height": side, "width": side})
-    images.save_pretrained(folder)  # whose processor wants a tokenizer with sentencepiece
-    return saved(folder, model, None), (images, tokenizer)  # type: ignore[return-value]
+    images.save_pretrained(folder)  # apart: SiglipProcessor asks for sentencepiece
+    return saved(folder, model, None)[0], (images, tokenizer)
 
 
 def saved(folder: Path, model: Any, processor: Any, scale: float = 0.8) -> Oracle:
     model = randomised(model, scale)
     model.save_pretrained(folder)
-    if processor is None:
-        return model
-    processor.save_pretrained(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
     return model, processor
 
 

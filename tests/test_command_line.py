@@ -3,22 +3,26 @@
 import errno
 import io
 import os
+import re
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from minivlm import __main__ as command
-from minivlm import scenes
+from minivlm import commands, scenes
+from minivlm.pretrained.processing import Said
 from minivlm.scenes import drawing, files
 from minivlm.scenes.pixels import pixels
-from minivlm.speaking import Said
 from minivlm.toys.common import FROZEN
 from notebook_env import ROOT
 
@@ -39,11 +43,11 @@ class Parrot:
     def __init__(self, said: str):
         self.said = said
 
-    def caption(self, image: Image.Image) -> str:
+    def caption(self, image: Image.Image, **how) -> str:
         pixels([image])
         return self.said
 
-    def ask(self, image: Image.Image, question: str, before: Said = ()) -> str:
+    def ask(self, image: Image.Image, question: str, before: Said = (), **how) -> str:
         if question == "?":
             raise ValueError("this is no question")
         return self.caption(image) + f", {len(before)} before" * bool(before)
@@ -52,7 +56,7 @@ class Parrot:
 @pytest.fixture
 def parrot(monkeypatch) -> Parrot:
     bird = Parrot("a red star")
-    monkeypatch.setattr(command, "open_checkpoint", lambda folder: bird)
+    monkeypatch.setattr(commands, "open_checkpoint", lambda folder, dtype: bird)
     return bird
 
 
@@ -174,6 +178,190 @@ def test_an_empty_answer_is_said_to_be_empty(parrot, picture, capsys):
     assert command.main(["ask", picture, "what is this?"]) == 1
     out, err = capsys.readouterr()
     assert not out and err.splitlines() == [f"{picture}: the model's answer is empty"] * 2
+
+
+# Which model, and how it speaks
+
+
+class Echo(Parrot):
+    """A speaker that says how it was asked."""
+
+    def caption(self, image, **how) -> str:
+        return f"{how}"
+
+    def ask(self, image, question: str, before: Said = (), **how) -> str:
+        return f"{question} {len(image) if isinstance(image, list) else 1} {how}"
+
+
+@pytest.fixture
+def echo(monkeypatch) -> list:
+    """What was asked for, of each model that was opened."""
+    opened = []
+
+    def open_echo(folder, dtype):
+        opened.append((folder, dtype))
+        return Echo("")
+
+    monkeypatch.setattr(commands, "open_checkpoint", open_echo)
+    return opened
+
+
+def test_options_reach_the_model(echo, picture, capsys):
+    how = ["--max-tokens", "7", "--temperature", "0.5", "--top-p", "0.9", "--seed", "3"]
+    said = "{'max_tokens': 7, 'temperature': 0.5, 'top_p': 0.9, 'seed': 3}"
+    model = ["--checkpoint", "there", "--dtype", "bfloat16"]
+    assert command.main(["caption", picture, *how, *model]) == 0
+    assert command.main(["ask", picture, "what?", *how]) == 0
+    assert command.main(["ask", picture, "what?"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out == [f"{picture}: {said}", f"what? 1 {said}", "what? 1 {}"]
+    assert echo[0] == (Path("there"), torch.bfloat16)
+    assert echo[1] == (FROZEN / "llava", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--max-tokens", "0"),
+        ("--max-tokens", "1.5"),
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--temperature", "inf"),
+        ("--top-p", "0"),
+        ("--top-p", "1.1"),
+        ("--seed", "x"),
+        ("--seed", "-1"),
+        ("--dtype", "int8"),
+    ],
+)
+def test_an_option_that_cannot_be_is_named(echo, picture, capsys, option, value):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["caption", picture, f"{option}={value}"])
+    assert ended.value.code == 2 and not echo
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert option in last and f"'{value}'" in last
+
+
+def test_a_question_is_asked_about_each_picture(echo, picture, tmp_path, capsys):
+    bad = str(tmp_path / "none.png")
+    assert command.main(["ask", picture, bad, picture, "what?"]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"{picture}: what? 1 {{}}"] * 2
+    assert err.startswith(f"{bad}: ") and len(err.splitlines()) == 1
+
+
+def test_pictures_are_asked_about_together(echo, picture, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("and?\n"))
+    assert command.main(["ask", picture, picture, "what?", "--together"]) == 0
+    assert command.main(["ask", picture, picture, "--together"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["what? 2 {}", "and? 2 {}"]
+    assert command.main(["ask", picture, str(tmp_path / "none.png"), "what?", "--together"]) == 1
+    out, err = capsys.readouterr()
+    assert not out and "none.png" in err
+
+
+def test_two_questions_and_a_conversation_about_two_pictures_are_refused(echo, picture, capsys):
+    assert command.main(["ask", picture, "what?", "where?"]) == 2
+    assert command.main(["ask", picture, picture]) == 2
+    out, err = capsys.readouterr()
+    assert not out and not echo
+    first, second = err.splitlines()
+    assert "one question at a time" in first and "--together" in second
+
+
+def test_a_warning_about_a_folder_is_one_line(monkeypatch, picture, capsys):
+    def open_with_a_word(folder, dtype):
+        warnings.warn_explicit(
+            "another template", UserWarning, "llava.py", 1, module="minivlm.pretrained.llava"
+        )
+        return Parrot("a star")
+
+    monkeypatch.setattr(commands, "open_checkpoint", open_with_a_word)
+    assert command.main(["caption", picture]) == 0
+    assert capsys.readouterr() == (f"{picture}: a star\n", "another template\n")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_slow_loading_is_told_to_a_person_alone(monkeypatch, picture):
+    monkeypatch.setattr(commands, "SLOW", 0.01)
+
+    def open_slowly(folder, dtype):
+        time.sleep(0.8)
+        return Parrot("a star")
+
+    monkeypatch.setattr(commands, "open_checkpoint", open_slowly)
+    for stream, words in ((Terminal(), "loading data\\x1b"), (io.StringIO(), "")):
+        monkeypatch.setattr("sys.stderr", stream)
+        assert command.main(["caption", picture, "--checkpoint", "data\x1b"]) == 0
+        told = stream.getvalue()
+        assert words in told and bool(told) == bool(words) and "\n" not in told
+    quick = Terminal()
+    monkeypatch.setattr(commands, "SLOW", 60)
+    monkeypatch.setattr("sys.stderr", quick)
+    assert command.main(["caption", picture]) == 0 and not quick.getvalue()
+
+
+# search and compare
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[str]:
+    """Files of scenes with unlike captions."""
+    shown = scenes.load("test")[:5]
+    for i, scene in enumerate(shown):
+        scene.image.save(tmp_path / f"{i}.png")
+    return [str(tmp_path / f"{i}.png") for i in range(len(shown))]
+
+
+def test_search_ranks_pictures_and_goes_on_after_a_bad_one(pictures, tmp_path, capsys):
+    bad = str(tmp_path / "none.png")
+    assert (
+        command.main(["search", SCENE.caption, pictures[1], bad, *pictures[2:], pictures[0]]) == 1
+    )
+    out, err = capsys.readouterr()
+    found = [line.split(maxsplit=1) for line in out.splitlines()]
+    assert found[0][1] == pictures[0] and {path for _, path in found} == set(pictures)
+    cosines = [float(cosine) for cosine, _ in found]
+    assert cosines == sorted(cosines, reverse=True) and -1 <= cosines[-1] < cosines[0] <= 1
+    assert err.startswith(f"{bad}: ") and len(err.splitlines()) == 1
+    assert command.main(["search", SCENE.caption, *pictures]) == 0
+
+
+def test_compare_says_how_probable_each_text_is(pictures, tmp_path, capsys):
+    texts = [scene.caption for scene in scenes.load("test")[:2]]
+    bad = str(tmp_path / "none.png")
+    assert command.main(["compare", pictures[0], bad, pictures[1], *texts]) == 1
+    out, err = capsys.readouterr()
+    for path, text, line in zip(pictures, texts, out.splitlines(), strict=False):
+        assert line.startswith(f"{path}: ")
+        shares = [float(part) for part in re.findall(r"([\d.]+)%", line)]
+        assert line.index(text) < line.index(texts[texts[0] == text])
+        assert abs(sum(shares) - 100) < 0.3 and shares == sorted(shares, reverse=True)
+    assert len(out.splitlines()) == 2 and err.startswith(f"{bad}: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["search", "a star <|end|>"], 1, "special token '<|end|>'"),
+        (["search", "star " * 50], 1, "but the model reads 13"),
+        (["compare"], 2, "no text to compare"),
+        (["compare", "a star", "b " * 50], 1, "but the model reads 13"),
+        (["compare", "a star"], 1, "one alone is always right"),
+        (["search", "a star", *LLAVA], 2, "writes texts and compares none"),
+        (["caption", "--checkpoint", str(FROZEN / "clip")], 2, "compares pictures with texts"),
+        (["search", "a star", "--checkpoint", "none"], 2, "no checkpoint folder 'none'"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(picture, capsys, arguments, status, words):
+    place = 1 if arguments[0] in ("compare", "caption") else 2
+    assert command.main([*arguments[:place], picture, *arguments[place:]]) == status
+    out, err = capsys.readouterr()
+    assert not out and words in err and len(err.splitlines()) == 1
 
 
 # A conversation

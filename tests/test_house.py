@@ -40,7 +40,7 @@ CONCEPTS = [
     ("qwen2_vl", "qwen2_vision"),
 ]
 LESSON = ("lesson", "plotting", "diagrams", "results")  # what notebooks share
-PROGRAM = ("speaking", "__main__")  # what the command line is made of
+PROGRAM = ("speaking", "commands", "__main__")  # what the command line is made of
 
 MAY_IMPORT = {  # kind of module -> kinds; "package" is minivlm/__init__.py, which holds nothing
     "package": set(),

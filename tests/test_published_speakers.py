@@ -9,9 +9,9 @@ import warnings
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from published_folders import write_blip, write_blip2, write_llava, write_pictures
+from test_published_tokenizers import any_text
 
 from minivlm.scenes.files import read_picture
 from minivlm.speaking import open_checkpoint
@@ -90,7 +90,7 @@ def test_a_conversation_is_continued_as_transformers_does(asked):
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(text=st.text(max_size=40))
+@given(text=any_text)
 def test_any_text_has_the_ids_of_transformers(asked, text):
     speaker, _, processor, _ = asked
     try:

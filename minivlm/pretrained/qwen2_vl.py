@@ -20,6 +20,7 @@ from minivlm.pretrained.config import (
     share_out,
 )
 from minivlm.pretrained.llama import DECODER_NAMES, LLAMA_KEYS, decoder_config, rope_section
+from minivlm.pretrained.preprocessing import read_image_settings
 from minivlm.qwen2_vision import TowerConfig
 from minivlm.qwen2_vl import Qwen2VL, Qwen2VLConfig, Qwen3VL, Qwen25VL
 
@@ -241,7 +242,7 @@ def image_options(folder: str | Path) -> dict:
     """
     kind, settings = (
         read_json(Path(folder) / "config.json").get("model_type"),
-        image_settings(folder),
+        read_image_settings(folder),
     )
     if kind not in list(IMAGES):
         raise ValueError(f"config.json: model_type = {kind!r} is none of {[*IMAGES]}")
@@ -256,14 +257,6 @@ def image_options(folder: str | Path) -> dict:
         if options[ours] not in Number(1, 2**40):
             raise refuse(settings, PREPARE[ours], "a whole number of pixels", options[ours])
     return options
-
-
-def image_settings(folder: str | Path) -> Section:
-    """What a folder says of its images; newer ones have one file for all kinds of input."""
-    whole, older = (Path(folder) / f"{name}_config.json" for name in ("processor", "preprocessor"))
-    if whole.is_file() and (newer := section(read_json(whole), "image_processor")):
-        return newer
-    return Section(read_json(older) if older.is_file() else {})
 
 
 QWEN_TOWER_NAMES = [  # our name -> the published one, within the tower

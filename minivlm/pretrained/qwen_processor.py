@@ -27,7 +27,8 @@ from minivlm.pretrained.config import (
     section,
 )
 from minivlm.pretrained.loading import from_pretrained
-from minivlm.pretrained.qwen2_vl import image_options, image_settings, qwen_config
+from minivlm.pretrained.preprocessing import read_image_settings
+from minivlm.pretrained.qwen2_vl import image_options, qwen_config
 from minivlm.pretrained.tokenizers import PublishedTokenizer, open_tokenizer
 from minivlm.qwen2_vision import TowerConfig, preprocess
 from minivlm.qwen2_vl import MRopeCache, Qwen2VL, image_text
@@ -92,7 +93,7 @@ def qwen_images(folder: Path, tower: TowerConfig) -> dict[str, Any]:
     """``image_options`` of a folder; ValueError where they are not those of its tower, or ask for
     what ``preprocess`` does not do.
     """
-    settings = image_settings(folder)
+    settings = read_image_settings(folder)
     sizes = {"patch_size": tower.patch, "merge_size": tower.merge}
     for key, only in (ONLY | sizes | {"temporal_patch_size": tower.depth}).items():
         said = settings.get(key)

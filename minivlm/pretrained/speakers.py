@@ -105,8 +105,15 @@ class Scorer:
         """(B_images, B_texts) in 0..1: of CLIP, which of the texts it is (a row sums to 1); of
         SigLIP, whether each one fits.
         """
-        logits = self.similarity(images, texts).float()
-        return logits.sigmoid() if isinstance(self.model, Siglip) else logits.softmax(dim=1)
+        return self.shares(self.similarity(images, texts))
+
+    def shares(self, logits: Tensor) -> Tensor:
+        """Logits (B_images, B_texts) -> ``probabilities``; ValueError for a CLIP's of one text."""
+        if isinstance(self.model, Siglip):
+            return logits.float().sigmoid()
+        if logits.shape[1] < 2:
+            raise ValueError("a CLIP compares texts with each other: one alone is always right")
+        return logits.float().softmax(dim=1)
 
 
 def published_scorer(folder: Path, dtype: torch.dtype = torch.float32) -> Scorer:
