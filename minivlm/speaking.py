@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from minivlm.bpe import BPETokenizer
 from minivlm.clip import Clip, Siglip
+from minivlm.formats.tokenizer_files import load_json
 from minivlm.multimodal import IMAGE
 from minivlm.parts.training import default_device
 from minivlm.pretrained.blip import looked_at
@@ -31,7 +32,6 @@ from minivlm.pretrained.speakers import (
     published_scorer,
     said_after,
 )
-from minivlm.pretrained.tokenizers import open_tokenizer
 from minivlm.scenes.pixels import pixels
 from minivlm.toys.assistant import Assistant
 from minivlm.toys.blip import ToyBlip
@@ -162,7 +162,9 @@ class OwnPairs:
 
 def open_scorer(folder: Path, dtype: torch.dtype) -> Scorer:
     """The toy's tokenizer has <|end|> and <|pad|>, which no published one has."""
-    if not {END, PAD} <= open_tokenizer(folder).special_tokens.keys():
+    said = load_json(folder / "tokenizer.json", optional=True).get("added_tokens")
+    added = [token.get("content") for token in said or [] if isinstance(token, dict)]
+    if not {END, PAD} <= {*added}:
         return published_scorer(folder, dtype)
     model, tokenizer = load_toy(folder, dtype)
     assert isinstance(model, Clip | Siglip)

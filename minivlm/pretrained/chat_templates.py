@@ -27,7 +27,9 @@ def published_template(folder: Path) -> str | None:
         said = read_json(folder / name).get("chat_template") if (folder / name).is_file() else None
         if isinstance(said, list):  # several, each with a name
             named = [each for each in said if isinstance(each, dict)]
-            said = {each.get("name"): each.get("template") for each in named}
+            said = next(
+                (each.get("template") for each in named if each.get("name") == "default"), 0
+            )
         if isinstance(said, dict):
             said = said.get("default")
         if isinstance(said, str):
@@ -47,8 +49,7 @@ def warn_of_template(folder: Path, messages: Sequence[Message], ours: str) -> No
     theirs = render_template(template, messages)
     if theirs != ours:
         warnings.warn(
-            f"{folder}: its chat template writes {messages[-1]['content']!r} otherwise than the "
-            "published models of its family, whose template is used",
+            f"{folder}: its chat template is not that of its family, in which the model is asked",
             stacklevel=2,
         )
 

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minivlm.parts.generation import generate
 from minivlm.parts.training import default_device
 from minivlm.pretrained.chat_templates import Message, warn_of_template
 from minivlm.pretrained.checkpoints import read_json
@@ -28,7 +27,9 @@ from minivlm.pretrained.config import (
 )
 from minivlm.pretrained.loading import from_pretrained
 from minivlm.pretrained.preprocessing import read_image_settings
+from minivlm.pretrained.processing import Images, Said, one_row
 from minivlm.pretrained.qwen2_vl import image_options, qwen_config
+from minivlm.pretrained.speakers import moved, said_after
 from minivlm.pretrained.tokenizers import PublishedTokenizer, open_tokenizer
 from minivlm.qwen2_vision import TowerConfig, preprocess
 from minivlm.qwen2_vl import MRopeCache, Qwen2VL, image_text
@@ -178,67 +179,33 @@ class PublishedQwen:
         assert isinstance(model, Qwen2VL)
         self.model = model
 
-    def caption(self, image: Image.Image | Sequence[Image.Image], **how: Any) -> str:
+    def caption(self, image: Images, **how: Any) -> str:
         """What the image, or several, show. how: as for ``ask``."""
         return self.ask(image, "Describe this image.", **how)
 
-    def ask(
-        self,
-        image: Image.Image | Sequence[Image.Image],
-        question: str,
-        before: Sequence[tuple[str, str]] = (),
-        **how: Any,
-    ) -> str:
+    def ask(self, image: Images, question: str, before: Said = (), **how: Any) -> str:
         """The answer to a question about an image, or several, after what was said ``before``.
 
-        how: max_tokens (128), temperature (0, greedy), top_p (1), seed (0) of a draw. ValueError
-        for a special token in a text, and for a prompt that is longer than the model reads.
+        how: max_tokens (128), temperature (0, which is greedy), top_p (1), seed (0) of a draw.
+        ValueError for a special token in a text, and for a prompt longer than the model reads.
         """
-        return self.say(self.inputs(image, question, before), **how)
+        given = self.inputs(image, question, before)
+        model = self.model if self.penalty == 1 else Unrepeated(self.model, self.penalty)
+        return self.words(
+            said_after(model, given, self.ends, **{"max_tokens": LONGEST_ANSWER} | how)
+        )
 
-    def inputs(
-        self,
-        image: Image.Image | Sequence[Image.Image],
-        text: str,
-        before: Sequence[tuple[str, str]] = (),
-    ) -> dict[str, Tensor]:
-        """What the model takes: input_ids and attention_mask (1, T), for n images of N patches
-        pixel_values (N, C * 2 * P * P) and image_grid_thw (n, 3).
+    def inputs(self, image: Images, text: str, before: Said = ()) -> dict[str, Tensor]:
+        """What the model takes, on its device: input_ids and attention_mask (1, T), for n images of
+        N patches pixel_values (N, C * 2 * P * P) and image_grid_thw (n, 3).
         """
         pixels, grids = preprocess(image, **self.images)
         counts = (grids.prod(dim=1) // self.config.vision.merge**2).tolist()
         texts = [*chain.from_iterable(before), text]
-        ids = torch.tensor([qwen_ids(self.tokenizer, self.kind, texts, counts)])
-        if ids.shape[1] > self.longest:
-            raise ValueError(
-                f"a prompt of {ids.shape[1]} tokens, but the model reads {self.longest}"
-            )
-        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        given |= {"pixel_values": pixels, "image_grid_thw": grids}
-        device = next(self.model.parameters()).device
-        return {name: value.to(device) for name, value in given.items()}
-
-    def say(
-        self,
-        given: dict[str, Tensor],
-        *,
-        max_tokens: int = LONGEST_ANSWER,
-        temperature: float = 0,
-        top_p: float = 1,
-        seed: int = 0,
-    ) -> str:
-        """What the model says after ``inputs``; temperature 0 is greedy."""
-        generator = torch.Generator(given["input_ids"].device).manual_seed(seed)
-        new = generate(
-            self.model if self.penalty == 1 else Unrepeated(self.model, self.penalty),
-            max_new_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            eos_id=self.ends,
-            generator=generator,
-            **given,  # type: ignore[arg-type]
-        )
-        return self.words(new[0].tolist())
+        row = one_row(qwen_ids(self.tokenizer, self.kind, texts, counts), pixels)
+        if (length := row["input_ids"].shape[1]) > self.longest:
+            raise ValueError(f"a prompt of {length} tokens, but the model reads {self.longest}")
+        return moved(row | {"image_grid_thw": grids}, self.model)
 
     def words(self, ids: Iterable[int]) -> str:
         """The text of what was said, without special tokens and rows that stand for no token."""

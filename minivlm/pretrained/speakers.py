@@ -4,7 +4,7 @@ A speaker (LLaVA, BLIP-2 with OPT, BLIP) describes and answers; a scorer (CLIP, 
 well a picture and a text go together. Each is a folder's model with the processor of its family.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -134,7 +134,7 @@ def moved(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 def said_after(
-    model: nn.Module,
+    model: Callable[..., Tensor],
     prompt: dict[str, Any],
     ends: Any,
     *,
