@@ -2,10 +2,10 @@
 
 vqvae: images of 64 x 64 pixels <-> 8 x 8 codes. blip: retrieval, matching and captions of scenes.
 clip: an image encoder. decoder: a language model of text alone. qformer: BLIP-2's stage 1, needs
-clip; blip2: its stage 2, needs qformer too; llava: both stages; both need clip and decoder. qwen_vl:
-stages 1 and 2, needs decoder. qwen2_vl: for videos. Each is trained in minivlm/toys/, in the module
-of its name; qformer, blip2 and llava in assistant.py. data/README.md says how long each takes: from
-minutes to two hours on one core.
+clip; blip2: its stage 2, needs qformer too; llava: both stages; both need clip and decoder.
+qwen_vl: stages 1 and 2, needs decoder. qwen2_vl: for videos. Each is trained in minivlm/toys/, in
+the module of its name; qformer, blip2 and llava in assistant.py. data/README.md says how long each
+takes: from minutes to two hours on one core.
 
 Another CPU gives other weights, because sums differ in the last digit and training makes much of
 it. What must hold is the quality that is printed; a test asks for it.
