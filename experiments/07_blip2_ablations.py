@@ -3,13 +3,10 @@
 The image encoder and the language model of data/checkpoints stay frozen. Every row sees the same
 scenes; only the named thing differs. Rows without stage 1 have as many steps in all. Measured on
 scenes of the composition stream with seed 5, not on the files in data/scenes.
-One to two minutes a row on one core. The last row needs a language model that never read a scene
-in words: it is trained first, in some four minutes, which count in the seconds of the row.
+One to two minutes a row on one core.
 """
 
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from minivlm import scenes
 from minivlm.blip2 import second_stage
@@ -17,20 +14,18 @@ from minivlm.bpe import BPETokenizer
 from minivlm.scenes import instructions
 from minivlm.scenes.pixels import pixels
 from minivlm.toys.assistant import Assistant, first_stage
-from minivlm.toys.common import BERT_MARKS, FROZEN
-from minivlm.toys.decoder import build_decoder
+from minivlm.toys.common import BERT_MARKS
 from runner import Experiment, Measure, Settings, main
 
-ROWS = {  # name -> queries, stage 1 first, scenes in what the language model has read
-    "1 query": (1, True, True),
-    "4 queries": (4, True, True),
-    "8 queries": (8, True, True),
-    "16 queries": (16, True, True),
-    "1 query, no stage 1": (1, False, True),
-    "4 queries, no stage 1": (4, False, True),
-    "8 queries, no stage 1": (8, False, True),
-    "16 queries, no stage 1": (16, False, True),
-    "8 queries, language model without contexts": (8, True, False),
+ROWS = {  # name -> queries, stage 1 first
+    "1 query": (1, True),
+    "4 queries": (4, True),
+    "8 queries": (8, True),
+    "16 queries": (16, True),
+    "1 query, no stage 1": (1, False),
+    "4 queries, no stage 1": (4, False),
+    "8 queries, no stage 1": (8, False),
+    "16 queries, no stage 1": (16, False),
 }
 COLUMNS = {
     "true captions": "% of the language model's greedy captions that are true",
@@ -47,19 +42,10 @@ def prepare(settings: Settings) -> Measure:
     tokenizer = BPETokenizer.train(captions, vocab_size=400, special_tokens=BERT_MARKS)
     told = instructions.illustrated(train, 0, captions=True)
     first, second = settings.steps.values()
-    temporary = TemporaryDirectory()
-
-    @cache
-    def language_model(contexts: bool) -> Path:
-        """Its folder."""
-        if contexts:
-            return FROZEN / "decoder"
-        build_decoder(context=False, folder=Path(temporary.name))
-        return Path(temporary.name)
 
     def measure(row: str, seed: int) -> dict[str, float]:
-        queries, stage_one, contexts = ROWS[row]
-        made = Assistant.blip2(queries, seed, tokenizer.vocab_size, language_model(contexts))
+        queries, stage_one = ROWS[row]
+        made = Assistant.blip2(queries, seed, tokenizer.vocab_size)
         if stage_one:
             first_stage(made.model, tokenizer, images, captions, first, seed=seed)
         second_stage(made.model)

@@ -78,16 +78,10 @@ class Assistant:
         return cls(model.eval(), Processor(tokenizer, model.image_tokens, pixels))
 
     @classmethod
-    def blip2(
-        cls,
-        queries: int = 8,
-        seed: int = 0,
-        vocab_size: int = 0,
-        language_model: Path = FROZEN / "decoder",
-    ) -> "Assistant":
+    def blip2(cls, queries: int = 8, seed: int = 0, vocab_size: int = 0) -> "Assistant":
         """The same with an untrained Q-Former; vocab_size: of what it reads in stage 1."""
         vision = from_pretrained(FROZEN / "clip").vision
-        decoder, tokenizer = load_toy(language_model)
+        decoder, tokenizer = load_toy(FROZEN / "decoder")
         shape = QFORMER_SHAPE | {"memory": vision.config.width, "queries": queries}
         torch.manual_seed(seed)
         model = Blip2(
