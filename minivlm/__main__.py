@@ -31,10 +31,9 @@ from typing import Any, NoReturn
 import torch
 from safetensors import SafetensorError
 
-from minivlm import scenes
+from minivlm import commands, scenes
 from minivlm.commands import (
     ASSISTANT,
-    CAPTIONER,
     PAIRS,
     Wanted,
     ask_about,
@@ -55,7 +54,7 @@ def demo() -> int:
     """Train, judge on both held-out splits, show, save."""
     try:
         check_device()
-        check_place(CAPTIONER)
+        check_place(commands.CAPTIONER)
     except ValueError as error:
         complain(str(error))
         return 2
@@ -70,12 +69,12 @@ def demo() -> int:
     print(f"{parameters:,} parameters, {len(history['loss'])} steps, {seconds:.0f} s\n")
     shown = judge(captioner, "test") + judge(captioner, "composition")
     try:
-        captioner.save(CAPTIONER)
-        save_figure(shown, CAPTIONER / "captions.png")
+        captioner.save(commands.CAPTIONER)
+        save_figure(shown, commands.CAPTIONER / "captions.png")
     except (OSError, SafetensorError) as error:
-        complain(f"the captioner is not saved in {CAPTIONER}: {error}")
+        complain(f"the captioner is not saved in {commands.CAPTIONER}: {error}")
         return 1
-    print(f"Figure: {CAPTIONER / 'captions.png'}    Checkpoint: {CAPTIONER}")
+    print(f"Figure: {commands.CAPTIONER / 'captions.png'}    Checkpoint: {commands.CAPTIONER}")
     print("Your own picture of flat shapes: python -m minivlm caption IMAGE...")
     print("How it works, from the first byte: jupyter lab notebooks/01_bpe_tokenizer.ipynb")
     return 0
@@ -176,19 +175,19 @@ HOW = {  # of speaking: what it is, and which numbers it may be
 def arguments_parser() -> argparse.ArgumentParser:
     about = __doc__.split("\n")[0].partition(": ")[2]
     parser = Parser(prog="python -m minivlm", description=about)
-    commands = parser.add_subparsers(dest="command")
-    caption = commands.add_parser("caption", help="caption picture files")
+    kinds = parser.add_subparsers(dest="command")
+    caption = kinds.add_parser("caption", help="caption picture files")
     caption.add_argument("images", nargs="+", metavar="IMAGE")
-    ask = commands.add_parser("ask", help="answer questions about picture files")
+    ask = kinds.add_parser("ask", help="answer questions about picture files")
     about = "pictures, then a question; without one, questions are read line by line"
     ask.add_argument("arguments", nargs="+", metavar="IMAGE... QUESTION", help=about)
     ask.add_argument("--together", action="store_true", help="ask about all pictures at once")
-    search = commands.add_parser("search", help="rank picture files by a text")
+    search = kinds.add_parser("search", help="rank picture files by a text")
     search.add_argument("text", metavar="TEXT")
     search.add_argument("images", nargs="+", metavar="IMAGE")
-    compare = commands.add_parser("compare", help="say which of some texts fits a picture")
+    compare = kinds.add_parser("compare", help="say which of some texts fits a picture")
     compare.add_argument("arguments", nargs="+", metavar="IMAGE... TEXT...")
-    for command, default in ((caption, CAPTIONER), (ask, ASSISTANT)):
+    for command, default in ((caption, commands.CAPTIONER), (ask, ASSISTANT)):
         add_model(command, default)
         add_how(command)
     for command in (search, compare):

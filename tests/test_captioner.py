@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from minivlm import __main__ as command
-from minivlm import scenes
+from minivlm import commands, scenes
 from minivlm.scenes import drawing
 from minivlm.scenes.pixels import (
     MEAN,
@@ -175,7 +175,7 @@ def test_caption_reads_good_files_and_names_broken_ones_in_one_line(
     trained, tmp_path, monkeypatch, capsys
 ):
     trained[0].save(tmp_path / "captioner")
-    monkeypatch.setattr(command, "CAPTIONER", tmp_path / "captioner")
+    monkeypatch.setattr(commands, "CAPTIONER", tmp_path / "captioner")
     picture = scenes.load("test")[0].image
     good = [tmp_path / name for name in ("a.png", "b.jpg", "c d.gif", "e.tiff")]
     for path, mode in zip(good, ("RGBA", "L", "P", "RGB"), strict=True):
@@ -196,7 +196,7 @@ def test_caption_reads_good_files_and_names_broken_ones_in_one_line(
 
 
 def test_caption_without_a_captioner_says_what_to_do(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "CAPTIONER", tmp_path / "none")
+    monkeypatch.setattr(commands, "CAPTIONER", tmp_path / "none")
     assert command.main(["caption", "a.png"]) == 2
     assert "train one: python -m minivlm" in capsys.readouterr().err
 
@@ -204,7 +204,7 @@ def test_caption_without_a_captioner_says_what_to_do(tmp_path, monkeypatch, caps
 def test_the_demo_reports_both_splits_and_leaves_checkpoint_and_figure(
     trained, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(command, "CAPTIONER", tmp_path / "captioner")
+    monkeypatch.setattr(commands, "CAPTIONER", tmp_path / "captioner")
     monkeypatch.setattr(command, "train_captioner", lambda: trained)
     assert command.main([]) == 0
     out = capsys.readouterr().out

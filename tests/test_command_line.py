@@ -479,7 +479,7 @@ def one_line(capsys, status: int) -> str:
 def test_a_file_in_the_way_is_found_before_training(untrained, tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").write_text("a file")
     for place in (tmp_path / "runs", tmp_path / "runs" / "captioner"):
-        monkeypatch.setattr(command, "CAPTIONER", place)
+        monkeypatch.setattr(commands, "CAPTIONER", place)
         assert str(place) in one_line(capsys, command.main([]))
 
 
@@ -490,7 +490,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(
         raise PermissionError(errno.EACCES, "Permission denied", str(dir))
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    monkeypatch.setattr(command, "CAPTIONER", tmp_path / "runs" / "captioner")
+    monkeypatch.setattr(commands, "CAPTIONER", tmp_path / "runs" / "captioner")
     assert "Permission denied" in one_line(capsys, command.main([]))
 
 
@@ -499,13 +499,13 @@ def test_a_full_disk_is_found_before_training(untrained, tmp_path, monkeypatch, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(command, "CAPTIONER", tmp_path / "captioner")
+    monkeypatch.setattr(commands, "CAPTIONER", tmp_path / "captioner")
     assert "No space left" in one_line(capsys, command.main([]))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_an_unknown_device_is_found_before_training(untrained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "CAPTIONER", tmp_path / "captioner")
+    monkeypatch.setattr(commands, "CAPTIONER", tmp_path / "captioner")
     monkeypatch.setenv("MINIVLM_DEVICE", "gpu")
     assert "MINIVLM_DEVICE" in (line := one_line(capsys, command.main([]))) and "gpu" in line
 
