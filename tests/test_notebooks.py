@@ -149,6 +149,8 @@ BREAKS = [
     (checks.check_ids, "not an id", set_id("train", "Train It")),
     (checks.check_ids, "random", set_id("train", "a1b2c3d4")),
     (checks.check_ids, "random", set_id("train", "f3a1b2c4-d5e6-4f70-8192-a3b4c5d6e7f8")),
+    (checks.check_references, "no reader sees", append_source("title", " See cell `train`.")),
+    (checks.check_references, "no reader sees", append_source("title", " (`train-check`)")),
     (checks.check_tags, "unknown tags", set_tags("train", "NBVAL_IGNORE_OUTPUT")),
     (checks.check_tags, "unknown tags", set_tags("train", "nbval-skip")),
     (checks.check_tags, "markdown", set_tags("title", "raises-exception")),

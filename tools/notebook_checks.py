@@ -209,6 +209,16 @@ def check_ids(nb: NotebookNode) -> Iterator[str]:
             yield f"{name}: looks like a random id"
 
 
+def check_references(nb: NotebookNode) -> Iterator[str]:
+    """Prose refers to sections and figures: an id of a cell is seen by no reader."""
+    names = {cell.get("id") for cell in code_cells(nb)}
+    for cell in nb.cells:
+        if cell.cell_type == "markdown" and isinstance(cell.source, str):
+            named = re.findall(r"(?i)\bcells? `([^`]+)`|`([a-z0-9]+(?:-[a-z0-9]+)+)`", cell.source)
+            for name in sorted({a or b for a, b in named} & names):
+                yield f"{cell.id}: refers to the cell {name}, whose id no reader sees"
+
+
 def check_tags(nb: NotebookNode) -> Iterator[str]:
     """Only our two tags, on code cells, never both: such a cell would pass when nothing raises."""
     for cell in nb.cells:
@@ -353,6 +363,7 @@ CHECKS = (
     check_run_in_order,
     check_no_empty_code,
     check_ids,
+    check_references,
     check_tags,
     check_errors,
     check_outputs,
