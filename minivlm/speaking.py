@@ -6,7 +6,7 @@ course's own checkpoints and published folders are opened alike: config.json say
 
 import reprlib
 from collections.abc import Callable, Sequence
-from itertools import chain, cycle
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,15 @@ from minivlm.multimodal import IMAGE
 from minivlm.parts.training import default_device
 from minivlm.pretrained.blip import looked_at
 from minivlm.pretrained.checkpoints import read_json
-from minivlm.pretrained.processing import Images, Said, check_length, never_asked, one_row, single
+from minivlm.pretrained.processing import (
+    Images,
+    Said,
+    alternate,
+    check_length,
+    never_asked,
+    one_row,
+    single,
+)
 from minivlm.pretrained.qwen_processor import PublishedQwen
 from minivlm.pretrained.speakers import (
     SCORING,
@@ -68,10 +76,8 @@ class Speaker(Protocol):
 
 class OwnAssistant:
     def __init__(self, folder: Path, dtype: torch.dtype):
-        self.assistant, self.config = (
-            Assistant.load(folder, dtype),
-            read_json(folder / "config.json"),
-        )
+        self.assistant = Assistant.load(folder, dtype)
+        self.config = read_json(folder / "config.json")
         self.model = self.assistant.model.to(default_device())
 
     def caption(self, image: Images, **how: Any) -> str:
@@ -96,7 +102,7 @@ class OwnAssistant:
         texts = [*chain.from_iterable(before), question]
         messages: list[dict] = [
             {"role": role, "content": text}
-            for role, text in zip(cycle(("user", "assistant")), texts, strict=False)
+            for role, text in alternate(("user", "assistant"), texts)
         ]
         messages[0]["content"] = [IMAGE, {"type": "text", "text": texts[0]}]
         return messages

@@ -5,7 +5,7 @@ clip: an image encoder. decoder: a language model of text alone. qformer: BLIP-2
 clip; blip2: its stage 2, needs qformer too; llava: both stages; both need clip and decoder.
 qwen_vl: stages 1 and 2, needs decoder. qwen2_vl: for videos. Each is trained in minivlm/toys/, in
 the module of its name; qformer, blip2 and llava in assistant.py. data/README.md says how long each
-takes: from minutes to two hours on one core.
+takes.
 
 Another CPU gives other weights, because sums differ in the last digit and training makes much of
 it. What must hold is the quality that is printed; a test asks for it.

@@ -1,7 +1,7 @@
 """LLaVA as published: ``model_type`` llava, a CLIP image tower and a Llama."""
 
 from collections.abc import Sequence
-from itertools import chain, cycle
+from itertools import chain
 from pathlib import Path
 
 from torch import Tensor
@@ -22,7 +22,14 @@ from minivlm.pretrained.config import (
     section,
 )
 from minivlm.pretrained.llama import DECODER_NAMES, decoder_config, publish_decoder
-from minivlm.pretrained.processing import Images, Said, SpeakingProcessor, check_length, one_row
+from minivlm.pretrained.processing import (
+    Images,
+    Said,
+    SpeakingProcessor,
+    alternate,
+    check_length,
+    one_row,
+)
 
 LLAVA_KEYS = {  # our field -> published key, and the default of transformers' LlavaConfig
     "projector_act": ("projector_hidden_act", "gelu"),
@@ -167,7 +174,5 @@ def llava_chat(texts: Sequence[str], images: int) -> str:
 
     texts: question, answer, ..., question; the first is about that many images.
     """
-    roles = cycle(("USER: ", "ASSISTANT: "))
-    places = chain(["<image>\n" * images], cycle([""]))
-    turns = zip(roles, places, texts, strict=False)
-    return "".join(f"{role}{place}{text} " for role, place, text in turns) + "ASSISTANT:"
+    turns = alternate(("USER", "ASSISTANT"), ["<image>\n" * images + texts[0], *texts[1:]])
+    return "".join(f"{role}: {text} " for role, text in turns) + "ASSISTANT:"

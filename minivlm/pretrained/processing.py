@@ -18,7 +18,7 @@ from minivlm.pretrained.bert_tokenizer import BertTokenizer
 from minivlm.pretrained.checkpoints import read_json
 from minivlm.pretrained.config import TOKEN, Section, Several, read_setting, refuse, section
 from minivlm.pretrained.preprocessing import ImageProcessor, vision_side
-from minivlm.pretrained.tokenizers import open_tokenizer
+from minivlm.pretrained.tokenizers import PublishedTokenizer, open_tokenizer
 
 Images = Image.Image | Sequence[Image.Image]  # one picture or, where a family allows it, several
 Said = Sequence[tuple[str, str]]  # the questions of a conversation so far, and what was answered
@@ -63,9 +63,6 @@ class SpeakingProcessor(PublishedProcessor):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        plain = getattr(self.tokenizer.algorithm, "plain_tokens", ())
-        marks = self.tokenizer.special_tokens
-        self.marks = {i for token, i in marks.items() if token not in plain}
         said = load_json(folder / "tokenizer_config.json", optional=True)
         bert = isinstance(self.tokenizer.algorithm, BertTokenizer)
         self.tidy = TIDY if bert and said.get("clean_up_tokenization_spaces") else []
@@ -80,8 +77,7 @@ class SpeakingProcessor(PublishedProcessor):
 
     def words(self, ids: Iterable[int]) -> str:
         """What the model said, without special tokens and rows that stand for no token."""
-        size = self.tokenizer.vocab_size
-        text = self.tokenizer.decode(i for i in ids if i not in self.marks and i < size)
+        text = self.tokenizer.decode(spoken_ids(self.tokenizer, ids))
         for wide, narrow in self.tidy:
             text = text.replace(wide, narrow)
         return text.strip()
@@ -111,6 +107,23 @@ class SpeakingProcessor(PublishedProcessor):
         """Those of text_config."""
         value = self.text.get(key)
         return value if value and value in Several(TOKEN) else self.token(key, default)
+
+
+def plain_tokens(tokenizer: PublishedTokenizer) -> frozenset[str]:
+    """Added tokens that are no special ones: text for a reader."""
+    return getattr(tokenizer.algorithm, "plain_tokens", frozenset())
+
+
+def spoken_ids(tokenizer: PublishedTokenizer, ids: Iterable[int]) -> list[int]:
+    """Those that are words: no special tokens, and no rows of a table that stand for no token."""
+    plain = plain_tokens(tokenizer)
+    marks = {i for token, i in tokenizer.special_tokens.items() if token not in plain}
+    return [i for i in ids if i not in marks and i < tokenizer.vocab_size]
+
+
+def alternate(speakers: tuple[str, str], texts: Sequence[str]) -> list[tuple[str, str]]:
+    """A conversation's texts, each with who says it: the two take turns."""
+    return [(speakers[i % 2], text) for i, text in enumerate(texts)]
 
 
 def single(image: Images) -> Image.Image:

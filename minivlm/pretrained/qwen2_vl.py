@@ -240,10 +240,8 @@ def image_options(folder: str | Path) -> dict:
     processor_config.json or preprocessor_config.json says it; the rest is the family's. ValueError
     for another family.
     """
-    kind, settings = (
-        read_json(Path(folder) / "config.json").get("model_type"),
-        read_image_settings(folder),
-    )
+    kind = read_json(Path(folder) / "config.json").get("model_type")
+    settings = read_image_settings(folder)
     if kind not in list(IMAGES):
         raise ValueError(f"config.json: model_type = {kind!r} is none of {[*IMAGES]}")
     size = section(settings, "size")

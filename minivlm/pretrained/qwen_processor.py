@@ -7,7 +7,7 @@ sizes of images, end tokens and the penalty for repetition are those of the fold
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import chain, cycle, zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,14 @@ from minivlm.pretrained.config import (
 )
 from minivlm.pretrained.loading import from_pretrained
 from minivlm.pretrained.preprocessing import read_image_settings
-from minivlm.pretrained.processing import Images, Said, one_row
+from minivlm.pretrained.processing import (
+    Images,
+    Said,
+    alternate,
+    one_row,
+    plain_tokens,
+    spoken_ids,
+)
 from minivlm.pretrained.qwen2_vl import image_options, qwen_config
 from minivlm.pretrained.speakers import moved, said_after
 from minivlm.pretrained.tokenizers import PublishedTokenizer, open_tokenizer
@@ -60,8 +67,8 @@ def qwen_chat(kind: str, texts: Sequence[str], images: int) -> str:
     texts: question, answer, question, ... to the last question. images: how many the first question
     is asked about; each stands before its text as one placeholder between two marks.
     """
-    turns = list(zip(cycle(("user", "assistant")), texts, strict=False))
-    turns[0] = ("user", image_text((1, 1, 1), IMAGE_PAD, merge=1) * images + texts[0])
+    first = image_text((1, 1, 1), IMAGE_PAD, merge=1) * images + texts[0]
+    turns = alternate(("user", "assistant"), [first, *texts[1:]])
     if SYSTEM[kind]:
         turns = [("system", SYSTEM[kind]), *turns]
     said = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
@@ -83,11 +90,6 @@ def qwen_ids(
     pad, left = tokenizer.special_tokens[IMAGE_PAD], iter(counts)
     ids = tokenizer.encode(qwen_chat(kind, texts, len(counts)), {*MARKS, *aloud})
     return [*chain.from_iterable([i] * next(left) if i == pad else [i] for i in ids)]
-
-
-def plain_tokens(tokenizer: PublishedTokenizer) -> frozenset[str]:
-    """Added tokens that are no special ones: text for a reader."""
-    return getattr(tokenizer.algorithm, "plain_tokens", frozenset())
 
 
 def qwen_images(folder: Path, tower: TowerConfig) -> dict[str, Any]:
@@ -165,10 +167,8 @@ class PublishedQwen:
         self.kind = said["model_type"]
         self.config, text = qwen_config(self.kind, said), section(said, "text_config") or said
         self.longest = read_setting(text, "max_position_embeddings", LONGEST_PROMPT[self.kind])
-        self.tokenizer, self.images = (
-            open_tokenizer(folder),
-            qwen_images(folder, self.config.vision),
-        )
+        self.tokenizer = open_tokenizer(folder)
+        self.images = qwen_images(folder, self.config.vision)
         self._check_marks()
         self.ends = end_tokens(folder, self.tokenizer)
         self.penalty = generation_settings(folder).get("repetition_penalty") or 1.0
@@ -209,10 +209,7 @@ class PublishedQwen:
 
     def words(self, ids: Iterable[int]) -> str:
         """The text of what was said, without special tokens and rows that stand for no token."""
-        plain, tokens = plain_tokens(self.tokenizer), self.tokenizer.special_tokens
-        special = {i for token, i in tokens.items() if token not in plain}
-        spoken = [i for i in ids if i not in special and i < self.tokenizer.vocab_size]
-        return self.tokenizer.decode(spoken).strip()
+        return self.tokenizer.decode(spoken_ids(self.tokenizer, ids)).strip()
 
     def _check_marks(self) -> None:
         """ValueError unless the tokenizer has the template's tokens, under the model's ids."""
