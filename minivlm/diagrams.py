@@ -422,7 +422,7 @@ def clamp(rect: Bbox, point: Point) -> Point:
 def rounded(points: list[Point], radius: float = 0.08) -> Path:
     """A line through points, its elbows rounded."""
     path = [points[0]]
-    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
+    for before, corner, after in zip(points[:-2], points[1:-1], points[2:], strict=True):
         box = around(corner, 2 * radius, 2 * radius)
         path += [clamp(box, before), corner, clamp(box, after)]
     elbows = [Path.LINETO, Path.CURVE3, Path.CURVE3] * (len(points) - 2)

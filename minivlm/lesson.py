@@ -295,7 +295,7 @@ def along(text: str) -> list[Arrow]:
         steps = [step.strip() for step in path.split("->")]
         if len(steps) % 2 == 0 or len(steps) == 1:
             raise ValueError(f"a path is part -> label -> part ..., not {path.strip()!r}")
-        for source, label, target in zip(steps[::2], steps[1::2], steps[2::2], strict=False):
+        for source, label, target in zip(steps[:-1:2], steps[1::2], steps[2::2], strict=True):
             label, _, section = label.removesuffix("]").partition("[")
             arrows.append(Arrow(source, target, label.strip(), section=section))
     return arrows

@@ -212,7 +212,7 @@ def _check_segments(segments: list[int], rows: list[list[int]], case: str) -> No
     right = [k for k, row in enumerate(rows, start=1) for _ in row]
     from_zero = segments[: len(right)] == [k - 1 for k in right]
     assert not from_zero, f"{case}: segments count from 1, 0 is for padding"
-    for t, (mine, theirs) in enumerate(zip(segments, right, strict=False)):
+    for t, (mine, theirs) in enumerate(zip(segments[: len(right)], right, strict=True)):
         assert mine == theirs, f"{case}: token {t} is of row {theirs}, not of segment {mine}"
     rest = set(segments[len(right) :])
     assert rest <= {0}, f"{case}: padding has segment 0, not {sorted(rest)}"
