@@ -294,6 +294,24 @@ def show_boxes(
     return ax
 
 
+def show_bars(
+    values: dict[str, Sequence[float]], kinds: Sequence[str], *, ax: Axes | None = None
+) -> Axes:
+    """A group of bars for each name, a bar for each of the kinds, its value above it."""
+    ax = ax or plt.subplots(figsize=(6.4, 3.2), layout="constrained")[1]
+    width = 0.76 / len(kinds)
+    for k, kind in enumerate(kinds):
+        heights = [group[k] for group in values.values()]
+        places = np.arange(len(values)) + (k - (len(kinds) - 1) / 2) * width
+        style: dict[str, Any] = {"color": CYCLE[k], "hatch": ["", "//", "..", "xx"][k % 4]}
+        bars = ax.bar(places, heights, 0.94 * width, label=kind, edgecolor="white", **style)
+        ax.bar_label(bars, fmt="%.2f", fontsize=8)
+    ax.set_xticks(np.arange(len(values)), list(values))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return ax
+
+
 def show_curves(
     curves: dict[str, Sequence[float]],
     *,
