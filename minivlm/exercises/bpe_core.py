@@ -13,7 +13,7 @@ WordCounts = Mapping[tuple[int, ...], int]  # {word, as its ids: how often it oc
 Counting = Callable[[WordCounts], Mapping[Pair, int]]
 Merging = Callable[[list[int], Pair, int], list[int]]
 Choosing = Callable[[Mapping[Pair, int]], Any]
-Training = Callable[[dict[tuple[int, ...], int], int], list[Pair]]
+Training = Callable[[WordCounts, int], list[Pair]]
 Encoding = Callable[[list[int], dict[Pair, int]], list[int]]
 
 
@@ -40,10 +40,11 @@ def _pairs_in(words: WordCounts, cut: Callable = pairwise, weigh: bool = True) -
 def _without_overlaps(word: tuple[int, ...]) -> list[Pair]:
     """The pairs of a word; of two equal ones that overlap, only the first."""
     pairs: list[Pair] = []
-    skip = False
-    for before, pair in pairwise([None, *pairwise(word)]):
+    before, skip = None, False
+    for pair in pairwise(word):
         skip = pair == before and not skip
         pairs += [] if skip else [pair]
+        before = pair
     return pairs
 
 
@@ -270,6 +271,7 @@ def check_training(train: Training) -> None:
     text = "hug a pug in a mug, rug on a bug"
     rhyme = Counter(tuple(word.encode()) for word in text.split())
     often = {(5, 6, 7, 5, 6, 7): 2, (6, 7, 8): 9, (8, 5): 4, (5, 6): 3}
+    calls: list[tuple[WordCounts, int]]
     calls = [(rhyme, 4), (often, 5), (often, 0), ({(1, 2, 3, 4): 3}, 3), ({(5, 6, 7): 1}, 9)]
     names = [f"the bytes of {text!r}", *(str(dict(words)) for words, _ in calls[1:])]
     cases = [f"{count} merges of {name}" for name, (_, count) in zip(names, calls, strict=True)]
@@ -315,7 +317,7 @@ def _encoded(
 
 def _longest_first(ids: list[int], ranks: dict[Pair, int]) -> list[int]:
     """Cut from the left, each time the longest token."""
-    spelled = {i: (i,) for i in range(256)}
+    spelled: dict[int, tuple[int, ...]] = {i: (i,) for i in range(256)}
     for (left, right), rank in ranks.items():
         spelled[256 + rank] = spelled[left] + spelled[right]
     tokens: list[int] = []
