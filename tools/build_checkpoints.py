@@ -25,6 +25,7 @@ from minivlm.llava import train_llava_stage
 from minivlm.pretrained.clip import publish_clip
 from minivlm.qwen2_vl import Qwen2VL
 from minivlm.scenes import Scene, instructions, tasks
+from minivlm.scenes.hands import redrawn
 from minivlm.scenes.pixels import FORMS, pixels
 from minivlm.toys.assistant import (
     Assistant,
@@ -64,11 +65,12 @@ QWEN_VL_PHASES = (  # stage, tasks, steps, seed of the scenes and of their order
 
 
 def in_forms(some: Sequence[Scene]) -> dict[str, list[Scene]]:
-    """The same scenes in each of the FORMS."""
-    return {
+    """The same scenes in each of the FORMS, and by other hands."""
+    stored = {
         name: [replace(scene, image=form(scene.image)) for scene in some]
         for name, form in FORMS.items()
     }
+    return stored | {"by other hands": redrawn(some, seed=1)}
 
 
 def images_of(some: Sequence[Scene]) -> torch.Tensor:

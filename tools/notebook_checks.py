@@ -16,6 +16,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from notebook_env import ROOT
+from notebook_form import EDITION, FORM_CHECKS
 
 NOTEBOOKS = ROOT / "notebooks"
 SOLUTIONS = NOTEBOOKS / "solutions"
@@ -398,4 +399,6 @@ def problems(path: Path) -> list[str]:
     """All that is wrong with a notebook file, as sentences; an empty list is what we want."""
     nb = read(path)
     checks = CHECKS if path.parent.name == SOLUTIONS.name else CHECKS + MAIN_CHECKS
+    if checks != CHECKS and path.stem in EDITION:
+        checks += FORM_CHECKS
     return [*file_problems(path, nb), *(problem for check in checks for problem in check(nb))]
