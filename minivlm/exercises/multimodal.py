@@ -21,11 +21,11 @@ def name_mistake(
     """Refuse the first wrong tensor; name the mistake that gives all of the reader's tensors."""
     for case, wanted in right.items():
         if not near(got[case], wanted):
-            known = (what for what, made in mistakes.items() if alike(made, got))
+            known = (what for what, made in mistakes.items() if equal_everywhere(made, got))
             raise AssertionError(f"{case}: {next(known, 'other numbers than expected')}")
 
 
-def alike(made: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> bool:
+def equal_everywhere(made: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> bool:
     """Whether two sets of tensors are equal up to rounding."""
     return all(made[case].shape == got[case].shape and near(got[case], made[case]) for case in got)
 
@@ -171,6 +171,7 @@ LOSS_MISTAKES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 SPLICED = {  # which tokens are placeholders, and how many images of how many vectors
     "one image in one row": ([[0, 1, 1, 0, 0]], 1, 2),
     "an image in each row, at different places": ([[0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1]], 2, 3),
+    "two images of one vector in the first row": ([[1, 0, 1], [0, 0, 0]], 2, 1),
     "two images in the second row, none in the first": (
         [[0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 1, 1]],
         2,
@@ -212,7 +213,7 @@ def _splice_hint(got: Tensor, embed: Tensor, vectors: Tensor, number: int | None
     for other in range(len(flat)):
         if near(got, flat[other]):
             wrong = "vector {1} of image {0}".format(*divmod(other, vectors.shape[1]))
-            return f"has {wrong}, not {name}: places and vectors both go in order"
+            return f"has {wrong}, not {name}: both go in order, whichever row they are in"
     return f"is a placeholder: {name} goes there, unchanged"
 
 

@@ -179,18 +179,20 @@ EXPANDED = {  # ids and labels of a row, and how many vectors each image has
 }
 
 
-def check_expand(expand: Expand) -> None:
+def check_expand_row(expand_row: Expand) -> None:
     """Images of different sizes, then too few and too many of them."""
     for case, (ids, labels, counts) in EXPANDED.items():
         given = [*ids]
-        parts = expect_parts(expand(given, [*labels], IMAGE, [*counts]), ("ids", "labels"), case)
+        parts = expect_parts(
+            expand_row(given, [*labels], IMAGE, [*counts]), ("ids", "labels"), case
+        )
         got_ids, got_labels = (expect_items(part, case) for part in parts)
         assert given == ids, f"{case}: your function changes the list that it is given"
         _check_expanded_ids(got_ids, ids, counts, case)
         _check_expanded_labels(got_labels, labels, len(got_ids), case)
     for counts in ([], [2], [2, 3, 4]):
         try:
-            expand([IMAGE, 5, IMAGE], [IGNORE, 5, IGNORE], IMAGE, counts)
+            expand_row([IMAGE, 5, IMAGE], [IGNORE, 5, IGNORE], IMAGE, counts)
         except ValueError:
             continue
         raise AssertionError(f"2 placeholders, but {len(counts)} images: raise a ValueError")

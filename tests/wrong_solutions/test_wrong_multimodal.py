@@ -454,7 +454,7 @@ def splice_added(embeds: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
 
 WRONG_SPLICE = {
     "in front": ("shape", splice_at_the_front),
-    "image b into row b": ("your function raised", splice_image_b_into_row_b),
+    "image b into row b": ("whichever row", splice_image_b_into_row_b),
     "added": ("added", splice_added),
     "in place": ("copy", splice_in_place),
     "images in reverse": ("in order", spliced(lambda v: v.flip(0))),
@@ -710,9 +710,9 @@ WRONG_EXPAND = {
 
 @pytest.mark.parametrize("right", [expand, expand_by_tensors])
 def test_expand_accepts_right_solutions(right: Callable) -> None:
-    accepts(multimodal_rows.check_expand, right)
+    accepts(multimodal_rows.check_expand_row, right)
 
 
 @pytest.mark.parametrize(("word", "wrong"), WRONG_EXPAND.values(), ids=WRONG_EXPAND)
 def test_expand_names_the_mistake(word: str, wrong: Callable) -> None:
-    refuses(multimodal_rows.check_expand, wrong, word)
+    refuses(multimodal_rows.check_expand_row, wrong, word)
