@@ -308,7 +308,7 @@ def show_scores(
         style: dict[str, Any] = {"color": CYCLE[k], "hatch": ["", "//", "..", "xx"][k % 4]}
         at, heights = np.arange(len(tasks)) + side * k, [100 * shares[task] for task in tasks]
         bars = ax.bar(at, heights, 0.92 * side, label=name, edgecolor="white", **style)
-        ax.bar_label(bars, fmt="%.0f", fontsize=8)
+        ax.bar_label(bars, fmt="%.0f", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1})
     for task, guess in enumerate(guesses):
         ends = [task - 0.6 * side, task + 0.8 - 0.4 * side]
         ax.plot(ends, [100 * guess] * 2, color="black", linewidth=1, linestyle="--")
