@@ -66,9 +66,9 @@ def count_words(texts: str | Iterable[str], split: regex.Pattern) -> Counter[str
 def learn_merges(word_counts: dict[str, int], count: int) -> list[tuple[int, int]]:
     """Choose the most frequent pair and merge it, `count` times, or until no pair is left.
 
-    A word is a str with one character chr(id) for each token, so that a merge is a str.replace and
-    a pair is a str of length 2 that sorts as (left id, right id). The heap is lazy: an entry whose
-    count has dropped since is put back with its present count when it comes up.
+    A word is a str with one character chr(id) for each token, so that a merge is a
+    str.replace and a pair is a str of length 2 that sorts as (left id, right id). The
+    heap is lazy: an entry whose count has dropped is put back when it comes up.
     """
     words = [word.encode().translate(BYTE_TO_ID).decode("latin-1") for word in word_counts]
     counts = list(word_counts.values())
@@ -82,7 +82,8 @@ def learn_merges(word_counts: dict[str, int], count: int) -> list[tuple[int, int
             if pair_counts[pair] > 0:
                 heappush(heap, (-pair_counts[pair], pair))
             continue
-        fresh = merge_pair(pair, chr(256 + len(merges)), words, counts, pair_counts, words_with)
+        new = chr(256 + len(merges))
+        fresh = merge_pair(pair, new, words, counts, pair_counts, words_with)
         for arisen in fresh:
             if pair_counts[arisen] > 0:
                 heappush(heap, (-pair_counts[arisen], arisen))
@@ -104,7 +105,7 @@ def count_pairs(words: list[str], counts: list[int]) -> tuple[Counts, Index]:
 def merge_pair(
     pair: str, new: str, words: list[str], counts: list[int], pair_counts: Counts, words_with: Index
 ) -> set[str]:
-    """Write `new` for `pair` in every word, correct counts and index, return pairs that arose."""
+    """Write `new` for `pair` in every word, correct counts and index; the pairs that arose."""
     left, right = pair[0], pair[1]
     fresh = set()
     for i in dict.fromkeys(words_with.pop(pair)):  # each word once
@@ -113,13 +114,13 @@ def merge_pair(
         words[i] = word = words[i].replace(pair, new)
         n, at = counts[i], word.find(new)
         while at >= 0:
-            before, after = word[at - 1 : at], word[at + 1 : at + 2]  # at = 0: word[-1:0] is empty
-            if before:  # subtle: if the neighbour is itself a fresh token, it ended in `right`
+            before, after = word[at - 1 : at], word[at + 1 : at + 2]  # word[-1:0] is empty
+            if before:  # subtle: a neighbour that is itself fresh ended in `right`
                 pair_counts[(right if before == new else before) + left] -= n
                 pair_counts[before + new] += n
                 words_with[before + new].append(i)
                 fresh.add(before + new)
-            if after and after != new:  # a fresh neighbour counts this pair itself, as its `before`
+            if after and after != new:  # a fresh neighbour counts this pair as its `before`
                 pair_counts[right + after] -= n
                 pair_counts[new + after] += n
                 words_with[new + after].append(i)
@@ -292,15 +293,15 @@ class BPETokenizer:
         return ids
 
     def merge(self, word: bytes) -> list[int]:
-        """Merge the pair of lowest rank, leftmost first, until no neighbours are in the merge list.
+        """Merge the pair of lowest rank, leftmost first, until no neighbours are in the list.
 
-        The tokens are a linked list, the candidates a heap of (rank, position): O(n log n) time.
+        Tokens are a linked list, candidates a heap of (rank, position): O(n log n) time.
         """
         try:
             ids = [self._byte_ids[b] for b in word]
         except KeyError as error:
             byte = error.args[0]
-            raise ValueError(f"the vocabulary has no token for the byte 0x{byte:02x}") from None
+            raise ValueError(f"the vocabulary has no token for byte 0x{byte:02x}") from None
         pairs, end = self._pairs, len(ids)
         following, previous = list(range(1, end + 1)), list(range(-1, end))
         ids.append(-1)  # the end, and what a merge has swallowed: in no pair

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minivlm.pretrained.processing import Images
+from minivlm.pretrained.preprocessing import Images
 from minivlm.scenes.files import FORMATS, read_picture
 from minivlm.speaking import Scorer, Speaker, open_checkpoint
 from minivlm.toys.common import FROZEN

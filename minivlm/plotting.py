@@ -4,6 +4,7 @@ Colours are Okabe & Ito's, which colour-blind readers can tell apart; colour is 
 """
 
 from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -178,6 +179,39 @@ def show_tokens(
     return ax
 
 
+def show_merge_tree(tokens: Sequence[str], ranks: dict[tuple[str, str], int]) -> Axes:
+    """How BPE joins the bytes of a word (below): always the pair of lowest rank, one level a join.
+
+    ranks: {(left, right): rank of the merge}. What is joined no further is filled.
+    """
+    figure, ax = plt.subplots(layout="constrained")
+    color, level = HUES["blue"], 0
+    box: dict[str, Any] = {"boxstyle": "round,pad=0.3", "edgecolor": color}
+    style: dict[str, Any] = {"ha": "center", "va": "center", "family": "monospace", "fontsize": 9}
+    nodes = [(float(x), 0.0, token) for x, token in enumerate(tokens)]  # place, level, text
+    drawn = list(nodes)
+    while True:
+        pairs = [(left[2], right[2]) for left, right in pairwise(nodes)]
+        known = [i for i, pair in enumerate(pairs) if pair in ranks]
+        if not known:
+            break
+        i = min(known, key=lambda i: ranks[pairs[i]])
+        (x1, y1, left), (x2, y2, right) = nodes[i : i + 2]
+        level += 1
+        ax.plot([x1, x1, x2, x2], [y1, level, level, y2], color=color, linewidth=1.2, zorder=1)
+        ax.text(x2 + 0.1, level, f"rank {ranks[left, right]}", fontsize=8, color="#555555")
+        nodes[i : i + 2] = [((x1 + x2) / 2, level, left + right)]
+        drawn.append(nodes[i])
+    for node in drawn:
+        face, ink = (color, "white") if node in nodes else ("white", color)
+        ax.text(*node, color=ink, bbox=box | {"facecolor": face}, **style)
+    ax.set(xlim=(-0.6, len(tokens)), ylim=(-0.5, level + 0.6), xticks=[], ylabel="join")
+    ax.set_yticks(range(level + 1))
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
+    figure.set_size_inches(0.8 * len(tokens) + 1, 0.45 * level + 1)
+    return ax
+
+
 def effective_mask(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The mask that a function really obeys, from its gradients: (T, S) bool.
 
@@ -257,6 +291,24 @@ def show_boxes(
     ax.axis("off")
     if any(boxes.values()):
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False, fontsize=8)
+    return ax
+
+
+def show_bars(
+    values: dict[str, Sequence[float]], kinds: Sequence[str], *, ax: Axes | None = None
+) -> Axes:
+    """A group of bars for each name, a bar for each of the kinds, its value above it."""
+    ax = ax or plt.subplots(figsize=(6.4, 3.2), layout="constrained")[1]
+    width = 0.76 / len(kinds)
+    for k, kind in enumerate(kinds):
+        heights = [group[k] for group in values.values()]
+        places = np.arange(len(values)) + (k - (len(kinds) - 1) / 2) * width
+        style: dict[str, Any] = {"color": CYCLE[k], "hatch": ["", "//", "..", "xx"][k % 4]}
+        bars = ax.bar(places, heights, 0.94 * width, label=kind, edgecolor="white", **style)
+        ax.bar_label(bars, fmt="%.2f", fontsize=8)
+    ax.set_xticks(np.arange(len(values)), list(values))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
     return ax
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from minivlm.bpe import BPETokenizer
@@ -21,8 +20,8 @@ from minivlm.multimodal import IMAGE
 from minivlm.parts.training import default_device
 from minivlm.pretrained.blip import looked_at
 from minivlm.pretrained.checkpoints import read_json
+from minivlm.pretrained.preprocessing import Images, listed
 from minivlm.pretrained.processing import (
-    Images,
     Said,
     alternate,
     check_length,
@@ -155,7 +154,7 @@ class OwnPairs:
         self.tokenizer, self.longest = tokenizer, longest
 
     def images(self, images: Images) -> Tensor:
-        return pixels([images] if isinstance(images, Image.Image) else images)
+        return pixels(listed(images))
 
     def texts(self, texts: str | Sequence[str]) -> dict[str, Tensor]:
         several = [texts] if isinstance(texts, str) else texts

@@ -164,7 +164,7 @@ class Unigram:
 
     def viterbi(self, word: str, without: str = "") -> tuple[list[str], float]:
         """The best pieces of a word and their log p. Unknown neighbours are one piece."""
-        # best[end], of the word up to there: (log p, start of its last piece, is that unknown?)
+        # best[end], of the word up to there: (log p, start of the last piece, unknown?)
         best = [(0.0, 0, False), *[(-math.inf, 0, False)] * len(word)]
         for start in range(len(word)):
             edges = [(end, score, False) for end, score in self._matches(word, start, without)]

@@ -239,6 +239,9 @@ def test_a_blip_2_captions_after_an_empty_prompt(tmp_path):
     assert len(heard) > 2
     with pytest.raises(ValueError, match="one picture at a time, not 2"):
         speaker.ask([PICTURE, PICTURE], "what?")
+    for picture, said in ((None, "not a PIL image: None"), ([], "no image"), ("a.png", "a.png")):
+        with pytest.raises(ValueError, match=said):
+            speaker.ask(picture, "what?")
 
 
 @pytest.mark.parametrize("options", [{}, {"side": 16, "num_attention_heads": 4}])

@@ -28,6 +28,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+KEPT_METADATA = ("tags", "slideshow", "jp-MarkdownHeadingCollapsed")  # of a cell
 FIGURE_BYTES, NOTEBOOK_BYTES = 120_000, 600_000
 REQUIRED_HEADINGS = ("mask", "full size", "exercises", "interview")
 DETAILS, FIGURES = 6, 3  # at least, in a main notebook
@@ -105,9 +106,7 @@ def canonical_text(nb: NotebookNode) -> str:
     nb.metadata = nbformat.from_dict(METADATA)
     for cell in nb.cells:
         cell.source = cell.source.strip("\n")
-        cell.metadata = NotebookNode(
-            {k: v for k, v in cell.metadata.items() if k in ("tags", "slideshow")}
-        )
+        cell.metadata = NotebookNode({k: v for k, v in cell.metadata.items() if k in KEPT_METADATA})
         for output in cell.get("outputs", []):
             _normalise_output(output, cell)
     return nbformat.v4.writes(nb) + "\n"

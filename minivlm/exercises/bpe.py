@@ -1,4 +1,4 @@
-"""01 · Checks of notebook 01's exercises: each takes the reader's function, says what is wrong."""
+"""01 · Checks of the last exercises of notebook 01: each says what is wrong with a function."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -8,9 +8,7 @@ from typing import Any
 
 from minivlm.bpe import BPETokenizer
 from minivlm.exercises.answers import compare_answers, expect_number, named_kind
-
-Pair = tuple[int, int]
-
+from minivlm.exercises.bpe_core import Pair, merged_word
 
 # Exercise 1
 
@@ -138,20 +136,10 @@ def check_pair_changes(
         got = pair_changes(list(ids), pair, 9)
         case = f"{ids} with {pair} -> 9"
         assert isinstance(got, Mapping), f"{case}: give a Counter or dict, not {named_kind(got)}"
-        before, after = Counter(pairwise(ids)), Counter(pairwise(_merged(ids, pair)))
+        before, after = Counter(pairwise(ids)), Counter(pairwise(merged_word(ids, pair)))
         same = [key for key, n in got.items() if n == 0]
         assert not same, f"{case}: leave out what does not change, {same[0]}"
         _check_changes(dict(got), before, after, pair, case)
-
-
-def _merged(ids: list[int], pair: Pair) -> list[int]:
-    """The word after the merge, from the left."""
-    merged: list[int] = []
-    for i in ids:
-        merged.append(i)
-        if tuple(merged[-2:]) == pair:
-            merged[-2:] = [9]
-    return merged
 
 
 def _check_changes(

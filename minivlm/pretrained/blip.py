@@ -18,8 +18,8 @@ from minivlm.pretrained.config import (
     section,
     share_out,
 )
+from minivlm.pretrained.preprocessing import Images
 from minivlm.pretrained.processing import (
-    Images,
     Said,
     SpeakingProcessor,
     never_asked,

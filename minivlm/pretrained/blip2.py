@@ -9,7 +9,8 @@ from minivlm.pretrained.blip import BLIP_VISION_NAMES, MED_KEYS, MED_NAMES, blip
 from minivlm.pretrained.checkpoints import Names
 from minivlm.pretrained.config import Section, fields, read_setting, section, share_out
 from minivlm.pretrained.opt import OPT_NAMES, build_opt
-from minivlm.pretrained.processing import Images, Said, SpeakingProcessor, one_row, single
+from minivlm.pretrained.preprocessing import Images
+from minivlm.pretrained.processing import Said, SpeakingProcessor, one_row, single
 
 # The defaults of transformers' Blip2VisionConfig: EVA-CLIP's ViT-g/14 without its last block.
 VIT_G = {

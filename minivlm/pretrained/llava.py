@@ -22,8 +22,8 @@ from minivlm.pretrained.config import (
     section,
 )
 from minivlm.pretrained.llama import DECODER_NAMES, decoder_config, publish_decoder
+from minivlm.pretrained.preprocessing import Images
 from minivlm.pretrained.processing import (
-    Images,
     Said,
     SpeakingProcessor,
     alternate,

@@ -20,6 +20,8 @@ from minivlm.pretrained.checkpoints import read_json
 from minivlm.pretrained.config import FLAG, Number, Section
 from minivlm.vit import as_rgb
 
+Images = Image.Image | Sequence[Image.Image]  # one or, where a family allows it, several
+
 MOST_PIXELS = 2**24  # of an image that is made for a model
 FACTOR = Number(1e-9, 1e9, whole=False)  # from bytes to what is normalised
 FILTER = Number(0, 5)  # as Pillow counts them
@@ -35,6 +37,17 @@ IMAGE_KINDS: dict[str, dict[str, Any]] = {
     "Siglip": WHOLE | {"image_mean": HALF, "image_std": HALF},
 }
 ENDINGS = re.compile(r"(FeatureExtractor|ImageProcessor(Fast|Pil)?)$")  # of their class names
+
+
+def listed(images: Images) -> list[Image.Image]:
+    """One image or several, as a list; ValueError for none, and for what is no PIL image."""
+    several: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
+    for image in several:
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"not a PIL image: {image!r:.200}")
+    if not several:
+        raise ValueError("no image given")
+    return several
 
 
 def read_image_settings(folder: str | Path) -> Section:
@@ -84,15 +97,12 @@ class ImageProcessor:
         self.resize = self.flag("do_resize", True)
         self.resized((1, 1))
 
-    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
+    def __call__(self, images: Images) -> Tensor:
         """One PIL image or several, of any mode -> pixel_values (B, 3, H, W), float32.
 
         A camera's EXIF turn is undone, and transparency is laid on white: ``as_rgb``.
         """
-        several = [images] if isinstance(images, Image.Image) else list(images)
-        if not several:
-            raise ValueError("no image given")
-        rows = [self._normalised(self._sized(as_rgb(image))) for image in several]
+        rows = [self._normalised(self._sized(as_rgb(image))) for image in listed(images)]
         sizes = sorted({tuple(row.shape[1:]) for row in rows})
         if len(sizes) > 1:
             raise ValueError(f"images of one batch need one size (height, width), got {sizes}")

@@ -17,10 +17,9 @@ from minivlm.formats.tokenizer_files import load_json
 from minivlm.pretrained.bert_tokenizer import BertTokenizer
 from minivlm.pretrained.checkpoints import read_json
 from minivlm.pretrained.config import TOKEN, Section, Several, read_setting, refuse, section
-from minivlm.pretrained.preprocessing import ImageProcessor, vision_side
+from minivlm.pretrained.preprocessing import ImageProcessor, Images, listed, vision_side
 from minivlm.pretrained.tokenizers import PublishedTokenizer, open_tokenizer
 
-Images = Image.Image | Sequence[Image.Image]  # one picture or, where a family allows it, several
 Said = Sequence[tuple[str, str]]  # the questions of a conversation so far, and what was answered
 
 TIDY = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't")]
@@ -128,7 +127,7 @@ def alternate(speakers: tuple[str, str], texts: Sequence[str]) -> list[tuple[str
 
 def single(image: Images) -> Image.Image:
     """The one picture; ValueError for several, of a family that is shown one."""
-    several = [image] if isinstance(image, Image.Image) else list(image)
+    several = listed(image)
     if len(several) != 1:
         raise ValueError(f"this model is shown one picture at a time, not {len(several)}")
     return several[0]

@@ -26,9 +26,8 @@ from minivlm.pretrained.config import (
     section,
 )
 from minivlm.pretrained.loading import from_pretrained
-from minivlm.pretrained.preprocessing import read_image_settings
+from minivlm.pretrained.preprocessing import Images, listed, read_image_settings
 from minivlm.pretrained.processing import (
-    Images,
     Said,
     alternate,
     one_row,
@@ -199,7 +198,7 @@ class PublishedQwen:
         """What the model takes, on its device: input_ids and attention_mask (1, T), for n images of
         N patches pixel_values (N, C * 2 * P * P) and image_grid_thw (n, 3).
         """
-        pixels, grids = preprocess(image, **self.images)
+        pixels, grids = preprocess(listed(image), **self.images)
         counts = (grids.prod(dim=1) // self.config.vision.merge**2).tolist()
         texts = [*chain.from_iterable(before), text]
         row = one_row(qwen_ids(self.tokenizer, self.kind, texts, counts), pixels)

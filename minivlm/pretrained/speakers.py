@@ -20,7 +20,8 @@ from minivlm.pretrained.checkpoints import read_json
 from minivlm.pretrained.clip import ClipProcessor, SiglipProcessor
 from minivlm.pretrained.llava import LlavaProcessor
 from minivlm.pretrained.loading import from_pretrained
-from minivlm.pretrained.processing import Images, Said, SpeakingProcessor, never_asked
+from minivlm.pretrained.preprocessing import Images
+from minivlm.pretrained.processing import Said, SpeakingProcessor, never_asked
 
 LONGEST = 40  # tokens of an answer, unless the caller says otherwise
 SPEAKING: dict[str, type[SpeakingProcessor]] = {  # model_type of config.json
