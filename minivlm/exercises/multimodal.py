@@ -258,7 +258,7 @@ IMAGE_ID_MISTAKES: dict[str, Callable[[Tensor], Tensor]] = {
 
 # Gated cross-attention (section 3.3)
 
-Gated = Callable[[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...]], Tensor]
+Gated = Callable[..., Tensor]  # of text, image, mask, gate and the four weights
 SEEN = {  # the gate, and which of the 5 image vectors each of the 4 words sees
     "an open gate": (0.7, [[1, 1, 1, 1, 1]] * 4),
     "a negative gate": (-1.5, [[1, 1, 1, 1, 1]] * 4),
