@@ -231,9 +231,9 @@ class Processor:
 
 
 def splice(embeds: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
-    """Continuous route: vectors (M, N, D) put, in order, at the places (B, T) of embeds (B, T, D).
+    """Vectors (M, N, D) put, in order, at the places (B, T) of embeds (B, T, D).
 
-    ValueError unless there is exactly one place a vector, and every row holds whole images.
+    ValueError unless there is one place a vector, and every row holds whole images.
     """
     images, each = vectors.shape[:2]
     per_row = places.sum(dim=1)
@@ -297,7 +297,7 @@ class Prompted(NextToken):
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each token whose label (B, T) is not IGNORE, by the logits (B, T, V)."""
+    """Cross-entropy of the tokens whose label (B, T) is not IGNORE; logits (B, T, V)."""
     logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     if (labels == IGNORE).all():
         raise ValueError(f"nothing to learn: every label after the first is {IGNORE}")

@@ -331,3 +331,41 @@ def show_curves(
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     return ax
+
+
+def show_row(processor: Any, row: dict, index: int = 0, title: str = "") -> Axes:
+    """A row of a batch that a processor made: its tokens by kind, filled where it has a label.
+
+    Placeholders show their number within their image.
+    """
+    ids, labels = row["input_ids"][index].tolist(), row["labels"][index].tolist()
+    kinds, names, count = processor.kinds(ids), [], 0
+    for i, kind in zip(ids, kinds, strict=True):
+        count = count + 1 if kind == "image" else 0
+        short = {"image": str(count), "padding": "pad"}
+        names.append(short.get(kind, processor.tokenizer.decode([i])))
+    return show_tokens(names, kinds, [label >= 0 for label in labels], title=title)
+
+
+def show_scores(
+    scores: dict[str, dict[str, float]], guesses: Sequence[float], *, ax: Axes | None = None
+) -> Axes:
+    """Shares in 0..1 as bars with their values: a group for each task, a bar for each model.
+
+    scores: model -> task -> share. guesses: of each task, what a blind guess reaches, dashed.
+    """
+    ax = ax or plt.subplots(figsize=(7, 2.8), layout="constrained")[1]
+    tasks, side = list(next(iter(scores.values()))), 0.8 / len(scores)
+    for k, (name, shares) in enumerate(scores.items()):
+        style: dict[str, Any] = {"color": CYCLE[k], "hatch": ["", "//", "..", "xx"][k % 4]}
+        at, heights = np.arange(len(tasks)) + side * k, [100 * shares[task] for task in tasks]
+        bars = ax.bar(at, heights, 0.92 * side, label=name, edgecolor="white", **style)
+        ax.bar_label(bars, fmt="%.0f", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1})
+    for task, guess in enumerate(guesses):
+        ends = [task - 0.6 * side, task + 0.8 - 0.4 * side]
+        ax.plot(ends, [100 * guess] * 2, color="black", linewidth=1, linestyle="--")
+    ax.set_xticks(np.arange(len(tasks)) + 0.4 - side / 2, tasks, fontsize=9)
+    ax.set(ylabel="right, in %", ylim=(0, 110))
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

@@ -1,117 +1,36 @@
-"""04 · Checks of notebook 04's exercises: each takes the reader's function, says what is wrong."""
+"""04 · Checks of what the reader of notebook 04 builds: labels, loss, splice, image ids, gates."""
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from minivlm.bpe import BPETokenizer
-from minivlm.exercises.answers import compare_answers, expect_items, expect_tensor, near
-from minivlm.exercises.returned import expect_ids, expect_parts
-from minivlm.lesson import obeyed
+from minivlm.exercises.answers import expect_items, expect_tensor, near
+from minivlm.exercises.returned import expect_ids
 from minivlm.multimodal import CONTROL, IGNORE, Processor
-from minivlm.parts import masks
-from minivlm.parts.decoder import Decoder, DecoderConfig
 from minivlm.vit import to_pixels
 
-# Exercise 1
 
-START, IMAGE, END = 90, 91, 92  # ids of the marks and of the placeholder
-NUMBERED = {
-    "no image": ([1, 2], [0, 0]),
-    "one image": ([1, START, IMAGE, IMAGE, END, 2], [0, 0, 1, 1, 0, 0]),
-    "two side by side": (
-        [START, IMAGE, END, START, IMAGE, IMAGE, END],
-        [0, 1, 0, 0, 2, 2, 0],
-    ),
-    "text between them": ([START, IMAGE, END, 5, START, IMAGE, END, 6], [0, 1, 0, 0, 0, 2, 0, 0]),
-    "three, of unequal size": (
-        [START, *[IMAGE] * 3, END, 7, 8, START, IMAGE, END, START, IMAGE, IMAGE, END],
-        [0, 1, 1, 1, 0, 0, 0, 0, 2, 0, 0, 3, 3, 0],
-    ),
-    "no token at all": ([], []),
-}
+def name_mistake(
+    right: Mapping[str, Tensor], got: Mapping[str, Tensor], mistakes: Mapping[str, Mapping]
+) -> None:
+    """Refuse the first wrong tensor; name the mistake that gives all of the reader's tensors."""
+    for case, wanted in right.items():
+        if not near(got[case], wanted):
+            known = (what for what, made in mistakes.items() if equal_everywhere(made, got))
+            raise AssertionError(f"{case}: {next(known, 'other numbers than expected')}")
 
 
-def check_image_numbers(image_numbers: Callable[[list[int], int, int], Sequence[int]]) -> None:
-    """Rows without an image, with one, and with several at different distances."""
-    got = [
-        expect_items(image_numbers(list(ids), START, IMAGE), name, len(ids))
-        for name, (ids, _) in NUMBERED.items()
-    ]
-    mistakes: dict[str, Iterable] = {
-        what: [[number(ids, t) for t in range(len(ids))] for ids, _ in NUMBERED.values()]
-        for what, number in NUMBER_MISTAKES.items()
-    }
-    right = [numbers for _, numbers in NUMBERED.values()]
-    compare_answers(list(NUMBERED), right, got, mistakes)
+def equal_everywhere(made: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> bool:
+    """Whether two sets of tensors are equal up to rounding."""
+    return all(made[case].shape == got[case].shape and near(got[case], made[case]) for case in got)
 
 
-def _opened(ids: list[int], t: int) -> int:
-    """How many images have begun."""
-    return ids[: t + 1].count(START)
-
-
-NUMBER_MISTAKES: dict[str, Callable[[list[int], int], int]] = {
-    "1 for every placeholder: which image is it?": lambda ids, t: int(ids[t] == IMAGE),
-    "this counts placeholders, not images": (
-        lambda ids, t: ids[: t + 1].count(IMAGE) if ids[t] == IMAGE else 0
-    ),
-    "text and marks have 0, also after an image": _opened,
-    "the mark that opens an image is outside of it": (
-        lambda ids, t: _opened(ids, t) if ids[t] in (START, IMAGE) else 0
-    ),
-    "the marks around an image are outside of it": (
-        lambda ids, t: _opened(ids, t) if ids[t] in (START, IMAGE, END) else 0
-    ),
-    "images count from 1": lambda ids, t: _opened(ids, t) - 1 if ids[t] == IMAGE else 0,
-    "counted from the end": (lambda ids, t: ids[t:].count(END) if ids[t] == IMAGE else 0),
-}
-
-
-# Exercise 2
-
-
-def check_picture_mask(picture_mask: Callable[[Tensor], Tensor]) -> None:
-    """Every pair of tokens, then what a decoder obeys."""
-    torch.manual_seed(0)
-    decoder = Decoder(DecoderConfig(9, width=16, layers=2, heads=2, kv_heads=2, hidden=16))
-    for row in ([0, 1, 1, 0, 2, 2, 2], [0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 2, 2, 0]):
-        numbers, n = torch.tensor(row), len(row)
-        mask = expect_tensor(picture_mask(numbers.clone()), (n, n), str(row))
-        assert mask.dtype == torch.bool, f"a mask is boolean, not {mask.dtype}"
-        same = (numbers[:, None] == numbers) & (numbers > 0)
-        right = masks.causal(n) | same
-        inverted = torch.equal(mask, ~right)
-        assert not inverted, f"{row}: True means may attend; here it means may not"
-        turned = torch.equal(mask, right.T)
-        assert not turned, f"{row}: rows are queries and columns are keys, not the other way round"
-        for q, k in (mask != right).nonzero().tolist():
-            verb = "must see" if right[q, k] else "must not see"
-            hint = _mask_hint(row, q, k)
-            raise AssertionError(f"{row}: token {q} {verb} token {k} ({hint})")
-        x = torch.randn(1, n, 16)
-        seen = obeyed([*decoder.blocks], partial(decoder, embeds=x, mask=mask))
-        assert torch.equal(seen, mask), f"{row}: a decoder does not obey the mask"
-
-
-def _mask_hint(row: list[int], q: int, k: int) -> str:
-    """The rule for a pair."""
-    if k <= q:
-        return "what came before is visible" if k < q else "each token sees itself"
-    if row[q] == row[k] and row[k]:
-        return "patches of one image see each other"
-    if row[q] and row[k]:
-        return "a later image is hidden from an earlier one"
-    if row[q] == row[k]:
-        return "text is causal: 0 is not the number of an image"
-    return "a later token is hidden"
-
-
-# Exercise 3
+# Labels (section 2.3)
 
 HERE = {"type": "image"}
 CHATS: dict[str, list[tuple[str, Any]]] = {
@@ -168,62 +87,238 @@ def _label_hint(
     return "only what the assistant says is trained on"
 
 
-# Exercise 4
+# The loss (section 2.3)
 
-PAD = 19
+LABELLED = {  # 0 is an id as any other
+    "one answer of three tokens": [[IGNORE, IGNORE, IGNORE, 4, 0, 6]],
+    "answers of one and of four tokens": [
+        [IGNORE, IGNORE, 2, IGNORE, IGNORE, IGNORE],
+        [IGNORE, 7, 1, 9, 8, IGNORE],
+    ],
+    "rows whose first token has a label": [[6, IGNORE, 3, 2], [5, IGNORE, IGNORE, 1]],
+}
 
 
-def check_pack(pack: Callable[[list[list[int]], int, int], Sequence[Tensor]]) -> None:
-    """Ids, segments and positions, then the logits of each row alone and packed."""
+def check_answer_loss(answer_loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Rows with answers of unequal length; a label of the first token counts for nothing."""
     torch.manual_seed(0)
-    decoder = Decoder(DecoderConfig(20, width=16, layers=2, heads=2, kv_heads=2, hidden=16))
-    names = ("ids", "segments", "positions")
-    for lengths, length in [([3, 2], 6), ([4], 4), ([1, 4, 2], 10)]:
-        rows = [torch.randint(1, PAD, (n,)).tolist() for n in lengths]
-        case = f"rows of {lengths} into {length}"
-        parts = expect_parts(pack([list(row) for row in rows], length, PAD), names, case)
-        ids, segments, positions = (
-            expect_ids(part, (1, length), f"{case}, {name}")
-            for part, name in zip(parts, names, strict=True)
+    given, got, right = {}, {}, {}
+    for case, rows in LABELLED.items():
+        labels = torch.tensor(rows)
+        given[case] = 2 * torch.randn(*labels.shape, 11), labels
+        loss = answer_loss(*(x.clone() for x in given[case]))
+        loss = torch.as_tensor(loss) if isinstance(loss, float) else loss
+        got[case] = expect_tensor(loss, (), f"{case}: the loss is one number")
+        right[case] = _mean_loss(*_shifted(*given[case]))
+    mistakes = {
+        what: {case: mistake(*inputs) for case, inputs in given.items()}
+        for what, mistake in LOSS_MISTAKES.items()
+    }
+    name_mistake(right, got, mistakes)
+
+
+def _shifted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits before each token, and the label of that token."""
+    return logits[:, :-1], labels[:, 1:]
+
+
+def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B, T), 0 where there is no label."""
+    return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+
+
+def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return _token_losses(logits, labels).sum() / (labels != IGNORE).sum()
+
+
+def _row_means(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean of the rows' means."""
+    losses, labels = _token_losses(*_shifted(logits, labels)), labels[:, 1:]
+    return (losses.sum(dim=1) / (labels != IGNORE).sum(dim=1)).mean()
+
+
+LOSS_MISTAKES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "not shifted: the logits at t predict token t + 1": _mean_loss,
+    "shifted the wrong way: the logits at t predict token t + 1, not t - 1": (
+        lambda logits, labels: _mean_loss(logits[:, 1:], labels[:, :-1])
+    ),
+    "a mean over all tokens: divide by the number of tokens that have a label": (
+        lambda logits, labels: _token_losses(*_shifted(logits, labels)).mean()
+    ),
+    "a sum: give the mean over the tokens that have a label": (
+        lambda logits, labels: _token_losses(*_shifted(logits, labels)).sum()
+    ),
+    "a mean of the rows' means: each token counts the same, whichever row it is in": _row_means,
+    "a label of -100 became a token to predict: leave these tokens out": (
+        lambda logits, labels: _mean_loss(*_shifted(logits, labels.clamp(min=0)))
+    ),
+    "softmax before cross_entropy, which applies it itself": (
+        lambda logits, labels: _mean_loss(*_shifted(logits.softmax(-1), labels))
+    ),
+    "the last token of a row predicts the first of the next row: shift before you flatten": (
+        lambda logits, labels: F.cross_entropy(
+            logits.flatten(0, 1)[:-1], labels.flatten()[1:], ignore_index=IGNORE
         )
-        _check_packed_ids(ids[0].tolist(), rows, length, case)
-        _check_segments(segments[0].tolist(), rows, case)
-        _check_positions(positions[0].tolist(), rows, case)
-        mask = masks.segments(segments) & masks.causal(length)
-        packed = decoder(ids, mask=mask, positions=positions)[0]
-        alone = torch.cat([decoder(torch.tensor([row]))[0] for row in rows])
-        assert near(packed[: len(alone)], alone), f"{case}: other logits than of each row alone"
+    ),
+    "the sign: a loss is minus the log-probability": (
+        lambda logits, labels: -_mean_loss(*_shifted(logits, labels))
+    ),
+}
 
 
-def _check_packed_ids(ids: list[int], rows: list[list[int]], length: int, case: str) -> None:
-    """The rows one after the other, then padding."""
-    joined = sum(rows, [])
-    padding = [PAD] * (length - len(joined))
-    front = bool(padding) and ids == padding + joined
-    assert not front, f"{case}: the padding comes after the rows, not before"
-    turned = ids[: len(joined)] == sum(rows[::-1], []) != joined
-    assert not turned, f"{case}: keep the order of the rows"
-    assert ids[: len(joined)] == joined, f"{case}: the ids are not those of the rows"
-    assert ids[len(joined) :] == padding, f"{case}: the rest is padding, `pad` as id"
+# The splice (section 2.4)
+
+SPLICED = {  # which tokens are placeholders, and how many images of how many vectors
+    "one image in one row": ([[0, 1, 1, 0, 0]], 1, 2),
+    "an image in each row, at different places": ([[0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1]], 2, 3),
+    "two images of one vector in the first row": ([[1, 0, 1], [0, 0, 0]], 2, 1),
+    "two images in the second row, none in the first": (
+        [[0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 1, 1]],
+        2,
+        2,
+    ),
+    "no image at all": ([[0, 0, 0]], 0, 2),
+}
 
 
-def _check_segments(segments: list[int], rows: list[list[int]], case: str) -> None:
-    """From 1 on, padding has 0."""
-    right = [k for k, row in enumerate(rows, start=1) for _ in row]
-    from_zero = segments[: len(right)] == [k - 1 for k in right]
-    assert not from_zero, f"{case}: segments count from 1, 0 is for padding"
-    for t, (mine, theirs) in enumerate(zip(segments[: len(right)], right, strict=True)):
-        assert mine == theirs, f"{case}: token {t} is of row {theirs}, not of segment {mine}"
-    rest = set(segments[len(right) :])
-    assert rest <= {0}, f"{case}: padding has segment 0, not {sorted(rest)}"
+def check_splice(splice: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """Images in one row, in several, in none; every token is looked at."""
+    torch.manual_seed(0)
+    for case, (rows, images, each) in SPLICED.items():
+        places = torch.tensor(rows).bool()
+        embeds, vectors = torch.randn(*places.shape, 5), torch.randn(images, each, 5)
+        given = embeds.clone()
+        got = expect_tensor(splice(given, places.clone(), vectors.clone()), embeds.shape, case)
+        written = f"{case}: your function writes into embeds: copy them first"
+        assert torch.equal(given, embeds), written
+        waiting = iter(range(images * each))
+        for b, t in ((b, t) for b, row in enumerate(rows) for t in range(len(row))):
+            number = next(waiting) if places[b, t] else None
+            said = _splice_hint(got[b, t], embeds[b, t], vectors, number)
+            assert not said, f"{case}: row {b}, token {t} {said}"
 
 
-def _check_positions(positions: list[int], rows: list[list[int]], case: str) -> None:
-    """From 0 on in each row; those of padding do not matter."""
-    right = [t for row in rows for t in range(len(row))]
-    got = positions[: len(right)]
-    from_one = got == [t + 1 for t in right]
-    assert not from_one, f"{case}: positions begin at 0, not at 1"
-    through = got == list(range(len(right))) != right
-    assert not through, f"{case}: positions begin at 0 again in each row"
-    assert got == right, f"{case}: positions {right}, not {got}"
+def _splice_hint(got: Tensor, embed: Tensor, vectors: Tensor, number: int | None) -> str:
+    """What is wrong with one token: text, or the place of a visual vector."""
+    if number is None:
+        return "" if near(got, embed) else "is text: its embedding has to stay"
+    flat = vectors.flatten(0, 1)
+    if near(got, flat[number]):
+        return ""
+    name = "vector {1} of image {0}".format(*divmod(number, vectors.shape[1]))
+    if near(got, embed):
+        return f"is a placeholder, and still has its own embedding: {name} goes there"
+    if near(got, embed + flat[number]):
+        return f"has {name} added: the placeholder's embedding is replaced"
+    for other in range(len(flat)):
+        if near(got, flat[other]):
+            wrong = "vector {1} of image {0}".format(*divmod(other, vectors.shape[1]))
+            return f"has {wrong}, not {name}: both go in order, whichever row they are in"
+    return f"is a placeholder: {name} goes there, unchanged"
+
+
+# Image tokens (section 3.1)
+
+
+def check_image_ids(image_ids: Callable[[Tensor, int, int, int], Tensor]) -> None:
+    """Grids that are not square, one image and two."""
+    torch.manual_seed(0)
+    given, got, right = {}, {}, {}
+    for case, shape in {"one image of 2 x 3 codes": (1, 2, 3), "two of 3 x 2": (2, 3, 2)}.items():
+        codes = torch.randperm(12)[: torch.Size(shape).numel()].view(shape)
+        given[case] = codes
+        answer = image_ids(codes.clone(), 50, 48, 49)
+        got[case] = expect_ids(answer, (len(codes), 8), f"{case}: the codes between two marks")
+        right[case] = _marked(codes.flatten(1) + 50)
+    mistakes = {
+        what: {case: mistake(codes) for case, codes in given.items()}
+        for what, mistake in IMAGE_ID_MISTAKES.items()
+    }
+    name_mistake(right, got, mistakes)
+
+
+def _marked(ids: Tensor, start: int = 48, end: int = 49) -> Tensor:
+    return F.pad(F.pad(ids, (1, 0), value=start), (0, 1), value=end)
+
+
+IMAGE_ID_MISTAKES: dict[str, Callable[[Tensor], Tensor]] = {
+    "without text_size: code 0 would be the text's token 0": lambda c: _marked(c.flatten(1)),
+    "one too high: code 0 is token text_size": lambda c: _marked(c.flatten(1) + 51),
+    "one too low: the ids of the text end at text_size - 1": lambda c: _marked(c.flatten(1) + 49),
+    "column by column: the codes are read row by row": (
+        lambda c: _marked(c.transpose(1, 2).flatten(1) + 50)
+    ),
+    "the marks are swapped": lambda c: _marked(c.flatten(1) + 50, 49, 48),
+    "the marks are ids of the text: only codes are moved": (
+        lambda c: _marked(c.flatten(1) + 50, 98, 99)
+    ),
+    "the images are in another order": lambda c: _marked(c.flip(0).flatten(1) + 50),
+}
+
+
+# Gated cross-attention (section 3.3)
+
+Gated = Callable[..., Tensor]  # of text, image, mask, gate and the four weights
+SEEN = {  # the gate, and which of the 5 image vectors each of the 4 words sees
+    "an open gate": (0.7, [[1, 1, 1, 1, 1]] * 4),
+    "a negative gate": (-1.5, [[1, 1, 1, 1, 1]] * 4),
+    "two images": (0.9, [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [0, 0, 1, 1, 1]]),
+    "a word before any image": (0.5, [[0, 0, 0, 0, 0], *[[1, 1, 1, 0, 0]] * 3]),
+    "a closed gate": (0.0, [[1, 1, 1, 1, 1]] * 4),
+}
+
+
+def check_gated_attention(gated_attention: Gated) -> None:
+    """Gates of both signs and at zero, and words that see all, some or none of the image."""
+    torch.manual_seed(0)
+    given, got, right = {}, {}, {}
+    weights = tuple(torch.randn(shape) / 2 for shape in ((6, 9), (3, 9), (3, 9), (9, 6)))
+    for case, (gate, rows) in SEEN.items():
+        text, image, mask = torch.randn(4, 6), torch.randn(5, 3), torch.tensor(rows).bool()
+        given[case] = text, image, mask, torch.tensor([gate])
+        answer = gated_attention(*(x.clone() for x in given[case]), weights)
+        got[case] = expect_tensor(answer, (4, 6), f"{case}: one vector for each of 4 words")
+        right[case] = _gated(*given[case], weights)
+    blind = got["a word before any image"]
+    assert not blind[0].isnan().any(), "a word before any image: nan; its attention has to be 0"
+    assert not any(x.isnan().any() for x in got.values()), "nan, where every word sees an image"
+    mistakes = {
+        what: {case: _gated(*inputs, weights, flaw) for case, inputs in given.items()}
+        for what, flaw in GATED_MISTAKES.items()
+    }
+    name_mistake(right, got, mistakes)
+
+
+def _gated(
+    text: Tensor,
+    image: Tensor,
+    mask: Tensor,
+    gate: Tensor,
+    weights: tuple[Tensor, ...],
+    flaw: str = "",
+) -> Tensor:
+    """The reference, with at most one flaw."""
+    query, key, value, out = weights
+    q, k, v = text @ query, image @ key, image @ (key if flaw == "value" else value)
+    scale = {"scale": 1.0, "width": text.shape[1] ** 0.5}.get(flaw, q.shape[1] ** 0.5)
+    scores = (q @ k.T / scale).masked_fill(mask if flaw == "mask" else ~mask, float("-inf"))
+    scores = q @ k.T / scale if flaw == "no mask" else scores
+    update = scores.softmax(dim=0 if flaw == "axis" else 1).nan_to_num() @ v @ out
+    opened = {"gate": gate, "sigmoid": gate.sigmoid(), "open": torch.ones(1)}.get(flaw, gate.tanh())
+    kept = {"residual": 0 * text, "both": opened * text}.get(flaw, text)
+    return kept + opened * update
+
+
+GATED_MISTAKES = {
+    "the gate is used as it is: it goes through tanh": "gate",
+    "the gate goes through a sigmoid, which is 0.5 at zero: use tanh": "sigmoid",
+    "the gate is missing": "open",
+    "the text is missing: add the update to it": "residual",
+    "the gate multiplies the text too: it belongs to the update alone": "both",
+    "the scores are not divided by the root of the width of the queries": "scale",
+    "the scores are divided by the root of the text's width, not the queries'": "width",
+    "the mask is inverted: True means that the word may look": "mask",
+    "the mask is not used": "no mask",
+    "softmax over the words: each word has weights over the image, which sum to 1": "axis",
+    "the keys are used as values: the values have weights of their own": "value",
+}

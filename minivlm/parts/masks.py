@@ -98,10 +98,10 @@ def windows(places: Tensor, side: int) -> Tensor:
 
 
 def runs(places: Tensor) -> Tensor:
-    """Tokens of one unbroken run of True see each other, also later ones: (B, T) -> (B, 1, T, T).
+    """Tokens of an unbroken run of True see each other, both ways: (B, T) -> (B, 1, T, T).
 
-    With ``| causal(T)``, an image's tokens are read as a prefix, as in PaliGemma (Beyer et al.
-    2024, section 3.1).
+    With ``| causal(T)``, an image's tokens are read as a prefix, as in PaliGemma (Beyer et
+    al. 2024, section 3.1).
     """
     starts = places & ~F.pad(places, (1, 0))[:, :-1]
     number = starts.cumsum(dim=1) * places  # 0 = outside

@@ -9,6 +9,7 @@ from torch import Tensor
 from wrong_solutions import accepts, refuses
 
 from minivlm.exercises import multimodal as exercises
+from minivlm.exercises import multimodal_rows
 from minivlm.multimodal import IGNORE
 
 # Numbers of images
@@ -79,12 +80,12 @@ WRONG_NUMBERS = {
 
 @pytest.mark.parametrize("right", [image_numbers, numbers_by_runs, numbers_by_tensors])
 def test_image_numbers_accepts_right_solutions(right: Callable) -> None:
-    accepts(exercises.check_image_numbers, right)
+    accepts(multimodal_rows.check_image_numbers, right)
 
 
 @pytest.mark.parametrize(("word", "wrong"), WRONG_NUMBERS.values(), ids=WRONG_NUMBERS)
 def test_image_numbers_names_the_mistake(word: str, wrong: Callable) -> None:
-    refuses(exercises.check_image_numbers, wrong, word)
+    refuses(multimodal_rows.check_image_numbers, wrong, word)
 
 
 # The mask
@@ -142,12 +143,12 @@ WRONG_MASK = {
 
 @pytest.mark.parametrize("right", [picture_mask, mask_by_loops])
 def test_picture_mask_accepts_right_solutions(right: Callable) -> None:
-    accepts(exercises.check_picture_mask, right)
+    accepts(multimodal_rows.check_picture_mask, right)
 
 
 @pytest.mark.parametrize(("word", "wrong"), WRONG_MASK.values(), ids=WRONG_MASK)
 def test_picture_mask_names_the_mistake(word: str, wrong: Callable) -> None:
-    refuses(exercises.check_picture_mask, wrong, word)
+    refuses(multimodal_rows.check_picture_mask, wrong, word)
 
 
 # Labels
@@ -332,9 +333,386 @@ WRONG_PACK = {
 
 @pytest.mark.parametrize("right", [pack, pack_into_tensors])
 def test_pack_accepts_right_solutions(right: Callable) -> None:
-    accepts(exercises.check_pack, right)
+    accepts(multimodal_rows.check_pack, right)
 
 
 @pytest.mark.parametrize(("word", "wrong"), WRONG_PACK.values(), ids=WRONG_PACK)
 def test_pack_names_the_mistake(word: str, wrong: Callable) -> None:
-    refuses(exercises.check_pack, wrong, word)
+    refuses(multimodal_rows.check_pack, wrong, word)
+
+
+# The loss
+
+
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE)
+
+
+def loss_by_loops(logits: Tensor, labels: Tensor) -> float:
+    losses = []
+    for b, row in enumerate(labels.tolist()):
+        for t, label in enumerate(row[1:]):
+            if label != IGNORE:
+                losses.append(-logits[b, t].double().log_softmax(-1)[label].item())
+    return sum(losses) / len(losses)
+
+
+def loss_by_picking(logits: Tensor, labels: Tensor) -> Tensor:
+    kept = labels[:, 1:] != IGNORE
+    chosen = logits[:, :-1][kept].log_softmax(-1)
+    return -chosen[torch.arange(len(chosen)), labels[:, 1:][kept]].mean()
+
+
+def losses(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
+
+
+def loss_of_rows(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.stack([answer_loss(x[None], y[None]) for x, y in zip(logits, labels, strict=True)])
+
+
+WRONG_LOSS = {
+    "not shifted": ("not shifted", lambda x, y: F.cross_entropy(x.flatten(0, 1), y.flatten())),
+    "the wrong way": (
+        "wrong way",
+        lambda x, y: F.cross_entropy(x[:, 1:].flatten(0, 1), y[:, :-1].flatten()),
+    ),
+    "flattened first": (
+        "next row",
+        lambda x, y: F.cross_entropy(x.flatten(0, 1)[:-1], y.flatten()[1:]),
+    ),
+    "mean over all": ("have a label", lambda x, y: losses(x, y).mean()),
+    "sum": ("a sum", lambda x, y: losses(x, y).sum()),
+    "mean of rows": ("rows' means", lambda x, y: loss_of_rows(x, y).mean()),
+    "-100 as a token": ("-100", lambda x, y: answer_loss(x, y.clamp(min=0))),
+    "softmax first": ("softmax", lambda x, y: answer_loss(x.softmax(-1), y)),
+    "the sign": ("sign", lambda x, y: -answer_loss(x, y)),
+    "a loss for each row": ("one number", loss_of_rows),
+    "classes in the wrong place": (
+        "your function raised",
+        lambda x, y: F.cross_entropy(x[:, :-1], y[:, 1:]),
+    ),
+    "returns nothing": ("return", lambda x, y: None),
+}
+
+
+@pytest.mark.parametrize("right", [answer_loss, loss_by_loops, loss_by_picking])
+def test_answer_loss_accepts_right_solutions(right: Callable) -> None:
+    accepts(exercises.check_answer_loss, right)
+
+
+@pytest.mark.parametrize(("word", "wrong"), WRONG_LOSS.values(), ids=WRONG_LOSS)
+def test_answer_loss_names_the_mistake(word: str, wrong: Callable) -> None:
+    refuses(exercises.check_answer_loss, wrong, word)
+
+
+# The splice
+
+
+def splice(embeds: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
+    return embeds.masked_scatter(places[..., None], vectors)
+
+
+def splice_by_loops(embeds: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
+    rows, waiting = embeds.clone(), iter(vectors.flatten(0, 1))
+    for b, t in places.nonzero().tolist():
+        rows[b, t] = next(waiting)
+    return rows
+
+
+def splice_by_index(embeds: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
+    out = embeds.clone()
+    out[places] = vectors.reshape(-1, vectors.shape[-1])
+    return out
+
+
+def spliced(change: Callable[[Tensor], Tensor]) -> Callable:
+    """The reference with other vectors."""
+    return lambda embeds, places, vectors: splice(embeds, places, change(vectors).contiguous())
+
+
+def splice_in_place(embeds: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
+    embeds[places] = vectors.flatten(0, 1)
+    return embeds
+
+
+def splice_at_the_front(embeds: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
+    return torch.cat([vectors.flatten(0, 1).expand(len(embeds), -1, -1), embeds], dim=1)
+
+
+def splice_image_b_into_row_b(embeds: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
+    out = embeds.clone()
+    for b in range(len(embeds)):
+        out[b, places[b]] = vectors[b]
+    return out
+
+
+def splice_added(embeds: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
+    return embeds + splice(torch.zeros_like(embeds), places, vectors)
+
+
+WRONG_SPLICE = {
+    "in front": ("shape", splice_at_the_front),
+    "image b into row b": ("whichever row", splice_image_b_into_row_b),
+    "added": ("added", splice_added),
+    "in place": ("copy", splice_in_place),
+    "images in reverse": ("in order", spliced(lambda v: v.flip(0))),
+    "vectors in reverse": ("in order", spliced(lambda v: v.flip(1))),
+    "patch by patch": ("in order", spliced(lambda v: v.transpose(0, 1))),
+    "the first image everywhere": ("in order", spliced(lambda v: v[:1].expand_as(v))),
+    "the mean of an image": (
+        "unchanged",
+        spliced(lambda v: v.mean(dim=1, keepdim=True).expand_as(v)),
+    ),
+    "nothing": ("its own embedding", lambda embeds, places, vectors: embeds.clone()),
+    "zeros elsewhere": (
+        "has to stay",
+        lambda embeds, *rest: splice(torch.zeros_like(embeds), *rest),
+    ),
+    "the mask inverted": (
+        "has to stay",
+        lambda embeds, places, vectors: torch.where(places[..., None], embeds, 0.0),
+    ),
+    "returns nothing": ("return", lambda embeds, places, vectors: None),
+}
+
+
+@pytest.mark.parametrize("right", [splice, splice_by_loops, splice_by_index])
+def test_splice_accepts_right_solutions(right: Callable) -> None:
+    accepts(exercises.check_splice, right)
+
+
+@pytest.mark.parametrize(("word", "wrong"), WRONG_SPLICE.values(), ids=WRONG_SPLICE)
+def test_splice_names_the_mistake(word: str, wrong: Callable) -> None:
+    refuses(exercises.check_splice, wrong, word)
+
+
+# Image ids
+
+
+def image_ids(codes: Tensor, text_size: int, start: int, end: int) -> Tensor:
+    ends = [torch.full((len(codes), 1), mark) for mark in (start, end)]
+    return torch.cat([ends[0], codes.flatten(1) + text_size, ends[1]], dim=1)
+
+
+def image_ids_by_loops(codes: Tensor, text_size: int, start: int, end: int) -> Tensor:
+    rows = [[text_size + c for row in grid for c in row] for grid in codes.tolist()]
+    return torch.tensor([[start, *row, end] for row in rows], dtype=torch.int32)
+
+
+def with_codes(change: Callable[[Tensor], Tensor]) -> Callable:
+    """The reference with other codes."""
+    return lambda codes, *numbers: image_ids(change(codes), *numbers)
+
+
+WRONG_IMAGE_IDS = {
+    "no offset": ("text_size", lambda c, size, s, e: image_ids(c, 0, s, e)),
+    "one too high": ("too high", lambda c, size, s, e: image_ids(c, size + 1, s, e)),
+    "one too low": ("too low", lambda c, size, s, e: image_ids(c, size - 1, s, e)),
+    "by columns": ("row by row", with_codes(lambda c: c.transpose(1, 2))),
+    "marks swapped": ("swapped", lambda c, size, s, e: image_ids(c, size, e, s)),
+    "marks moved too": ("marks", lambda c, size, s, e: image_ids(c, 0, s, e) + size),
+    "no marks": ("between two marks", lambda c, size, s, e: c.flatten(1) + size),
+    "one row": ("shape", lambda *inputs: image_ids(*inputs).flatten()),
+    "a grid": ("shape", lambda c, size, s, e: c + size),
+    "images in reverse": ("another order", with_codes(lambda c: c.flip(0))),
+    "floats": ("integers", lambda *inputs: image_ids(*inputs).float()),
+    "a list": ("tensor", lambda *inputs: image_ids(*inputs).tolist()),
+    "returns nothing": ("return", lambda *inputs: None),
+}
+
+
+@pytest.mark.parametrize("right", [image_ids, image_ids_by_loops])
+def test_image_ids_accepts_right_solutions(right: Callable) -> None:
+    accepts(exercises.check_image_ids, right)
+
+
+@pytest.mark.parametrize(("word", "wrong"), WRONG_IMAGE_IDS.values(), ids=WRONG_IMAGE_IDS)
+def test_image_ids_names_the_mistake(word: str, wrong: Callable) -> None:
+    refuses(exercises.check_image_ids, wrong, word)
+
+
+# Gated cross-attention
+
+Weights = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def gated(text: Tensor, image: Tensor, mask: Tensor, gate: Tensor, weights: Weights) -> Tensor:
+    query, key, value, out = weights
+    q, k, v = text @ query, image @ key, image @ value
+    scores = (q @ k.T / q.shape[-1] ** 0.5).masked_fill(~mask, float("-inf"))
+    return text + gate.tanh() * (scores.softmax(dim=-1).nan_to_num(0) @ v @ out)
+
+
+def gated_by_exponents(
+    text: Tensor, image: Tensor, mask: Tensor, gate: Tensor, weights: Weights
+) -> Tensor:
+    query, key, value, out = weights
+    rows = []
+    for word, seen in zip(text, mask, strict=True):
+        if not seen.any():
+            rows.append(word)
+            continue
+        scores = (word @ query) @ (image[seen] @ key).T / query.shape[1] ** 0.5
+        share = scores.exp() / scores.exp().sum()
+        rows.append(word + torch.tanh(gate) * ((share @ image[seen] @ value) @ out))
+    return torch.stack(rows)
+
+
+def gated_by_torch(
+    text: Tensor, image: Tensor, mask: Tensor, gate: Tensor, weights: Weights
+) -> Tensor:
+    query, key, value, out = weights
+    qkv = [x[None] for x in (text @ query, image @ key, image @ value)]
+    looked = F.scaled_dot_product_attention(*qkv, attn_mask=mask)[0]
+    return torch.einsum("ta,ad->td", looked, out).mul(gate.tanh()).add(text)
+
+
+def gated_with(change: Callable[..., tuple]) -> Callable:
+    """The reference, given other inputs."""
+    return lambda *inputs: gated(*change(*inputs))
+
+
+def update(*inputs: object) -> Tensor:
+    text, image, mask, _, weights = inputs
+    return gated(text, image, mask, torch.tensor(20.0), weights) - text  # tanh(20) is 1
+
+
+def gated_nan(text: Tensor, image: Tensor, mask: Tensor, gate: Tensor, weights: Weights) -> Tensor:
+    query, key, value, out = weights
+    scores = (text @ query) @ (image @ key).T / query.shape[1] ** 0.5
+    share = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+    return text + gate.tanh() * (share @ (image @ value) @ out)
+
+
+def gated_image_asks(
+    text: Tensor, image: Tensor, mask: Tensor, gate: Tensor, weights: Weights
+) -> Tensor:
+    _, key, value, _ = weights
+    scores = (image @ key) @ (text @ weights[0]).T / 3
+    return image + gate.tanh() * (scores.softmax(-1) @ text)[:, :3]
+
+
+def gated_by_words(
+    text: Tensor, image: Tensor, mask: Tensor, gate: Tensor, weights: Weights
+) -> Tensor:
+    query, key, value, out = weights
+    scores = (text @ query) @ (image @ key).T / query.shape[1] ** 0.5
+    share = scores.masked_fill(~mask, float("-inf")).softmax(0).nan_to_num()
+    return text + gate.tanh() * (share @ (image @ value) @ out)
+
+
+def scaled(text: Tensor, image: Tensor, mask: Tensor, gate: Tensor, w: Weights) -> tuple:
+    return text, image, mask, gate, (w[0] * w[0].shape[1] ** 0.5, *w[1:])
+
+
+def scaled_by_width(text: Tensor, image: Tensor, mask: Tensor, gate: Tensor, w: Weights) -> tuple:
+    return text, image, mask, gate, (w[0] * (9 / 6) ** 0.5, *w[1:])
+
+
+WRONG_GATED = {
+    "nan": ("nan", gated_nan),
+    "image asks": ("one vector for each", gated_image_asks),
+    "no tanh": ("tanh", lambda *i: i[0] + i[3] * update(*i)),
+    "sigmoid": ("sigmoid", lambda *i: i[0] + i[3].sigmoid() * update(*i)),
+    "no gate": ("gate is missing", lambda *i: i[0] + update(*i)),
+    "no residual": ("add the update", lambda *i: i[3].tanh() * update(*i)),
+    "gated text": ("update alone", lambda *i: i[3].tanh() * (i[0] + update(*i))),
+    "not scaled": ("width of the queries", gated_with(scaled)),
+    "scaled by the text's width": ("text's width", gated_with(scaled_by_width)),
+    "inverted": ("inverted", gated_with(lambda t, i, m, g, w: (t, i, ~m, g, w))),
+    "no mask": ("not used", gated_with(lambda t, i, m, g, w: (t, i, m | True, g, w))),
+    "softmax over words": ("over the words", gated_by_words),
+    "keys as values": (
+        "keys are used",
+        gated_with(lambda t, i, m, g, w: (t, i, m, g, (w[0], w[1], w[1], w[3]))),
+    ),
+    "a batch": ("shape", lambda *i: gated(*i)[None]),
+    "image and text mixed up": (
+        "your function raised",
+        gated_with(lambda t, i, m, g, w: (i, t, m.T, g, w)),
+    ),
+    "returns nothing": ("return", lambda *i: None),
+}
+
+
+@pytest.mark.parametrize("right", [gated, gated_by_exponents, gated_by_torch])
+def test_gated_attention_accepts_right_solutions(right: Callable) -> None:
+    accepts(exercises.check_gated_attention, right)
+
+
+@pytest.mark.parametrize(("word", "wrong"), WRONG_GATED.values(), ids=WRONG_GATED)
+def test_gated_attention_names_the_mistake(word: str, wrong: Callable) -> None:
+    refuses(exercises.check_gated_attention, wrong, word)
+
+
+# Placeholders for images of different sizes
+
+Row = tuple[list[int], list[int]]
+
+
+def expand(ids: list[int], labels: list[int], image: int, counts: list[int]) -> Row:
+    if ids.count(image) != len(counts):
+        raise ValueError(f"{ids.count(image)} placeholders, but {len(counts)} images")
+    waiting, out, out_labels = iter(counts), [], []
+    for i, label in zip(ids, labels, strict=True):
+        count = next(waiting) if i == image else 1
+        out += [i] * count
+        out_labels += [IGNORE if i == image else label] * count
+    return out, out_labels
+
+
+def expand_by_tensors(ids: list[int], labels: list[int], image: int, counts: list[int]) -> tuple:
+    row, sizes = torch.tensor(ids), torch.ones(len(ids), dtype=torch.long)
+    if int((row == image).sum()) != len(counts):
+        raise ValueError("another number of images")
+    sizes[row == image] = torch.tensor(counts, dtype=torch.long)
+    return row.repeat_interleave(sizes), torch.tensor(labels).repeat_interleave(sizes)
+
+
+def flawed_expand(flaw: str) -> Callable:
+    """The reference with a flaw."""
+
+    def wrong(ids: list[int], labels: list[int], image: int, counts: list[int]) -> Row:
+        if ids.count(image) != len(counts) and flaw != "unchecked":
+            raise ValueError
+        waiting, out, out_labels = iter(counts[::-1] if flaw == "turned" else counts), [], []
+        for i, label in zip(ids, labels, strict=True):
+            count = next(waiting, 1) if i == image else 1
+            count = max([*counts, 1]) if flaw == "largest" and i == image else count
+            count += flaw == "one more" and i == image
+            out += [i] * count
+            trained = label if i != image else image if flaw == "trained" else IGNORE
+            out_labels += [trained] * count
+        return out, labels if flaw == "old labels" else out_labels
+
+    return wrong
+
+
+def labels_at_the_end(ids: list[int], labels: list[int], image: int, counts: list[int]) -> Row:
+    out, _ = expand(ids, labels, image, counts)
+    return out, labels + [IGNORE] * (len(out) - len(labels))
+
+
+WRONG_EXPAND = {
+    "the count and one": ("one of the run", flawed_expand("one more")),
+    "as many for all": ("placeholders, not", flawed_expand("largest")),
+    "counts in reverse": ("first count", flawed_expand("turned")),
+    "labels left as they are": ("labels", flawed_expand("old labels")),
+    "labels filled at the end": ("move with", labels_at_the_end),
+    "placeholders trained on": ("not trained on", flawed_expand("trained")),
+    "counts are not compared": ("ValueError", flawed_expand("unchecked")),
+    "ids alone": ("list or tuple", lambda *i: expand(*i)[0]),
+    "returns nothing": ("2 results", lambda *i: None),
+}
+
+
+@pytest.mark.parametrize("right", [expand, expand_by_tensors])
+def test_expand_accepts_right_solutions(right: Callable) -> None:
+    accepts(multimodal_rows.check_expand_row, right)
+
+
+@pytest.mark.parametrize(("word", "wrong"), WRONG_EXPAND.values(), ids=WRONG_EXPAND)
+def test_expand_names_the_mistake(word: str, wrong: Callable) -> None:
+    refuses(multimodal_rows.check_expand_row, wrong, word)
