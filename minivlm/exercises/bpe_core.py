@@ -67,6 +67,9 @@ COUNTING_MISTAKES: dict[str, Counting] = {
     ),
     "1, 1, 1 holds the pair (1, 1) twice": lambda words: _pairs_in(words, _without_overlaps),
     "these are single ids, not pairs": lambda words: _pairs_in(words, lambda ids: ids),
+    "the last id of a word has no right neighbour, so it begins no pair": (
+        lambda words: _pairs_in(words, lambda ids: [ids[i : i + 2] for i in range(len(ids))])
+    ),
 }
 
 
@@ -261,6 +264,9 @@ TRAINING_MISTAKES: dict[str, Training] = {
             words, count, choose=lambda counts: _best(counts, lambda pair: -counts[pair])
         )
     ),
+    "nothing was merged: count is how many merges to learn, not the size of the vocabulary": (
+        lambda words, count: []
+    ),
     "one merge is missing": lambda words, count: _learned(words, count - 1),
     "one merge too many": lambda words, count: _learned(words, count + 1),
 }
@@ -290,6 +296,7 @@ def check_training(train: Training) -> None:
 def _pairs_of(merges: Any, case: str) -> list[Pair]:
     """The merges of an answer, a tuple each."""
     merges = expect_items(merges, case)
+    assert None not in merges, f"{case}: stop when no pair is left; None is no merge"
     whole = all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in merges)
     assert whole, f"{case}: give a list of pairs of ids, not {merges}"
     return [*map(tuple, merges)]
@@ -371,7 +378,7 @@ def check_encoding(encode: Encoding) -> None:
     cases = [f"{word} with {ranks if ranks is few else '24 ranks'}" for word, ranks in calls]
     got = []
     for case, (word, ranks) in zip(cases, calls, strict=True):
-        said = f"{case}: a word may hold no pair of the list, or no pair at all"
+        said = f"{case}: not every pair is in the list; a word may hold none, or no pair at all"
         answer = _or_say(said, (ValueError, IndexError, KeyError), encode, [*word], dict(ranks))
         got.append(expect_items(answer, case))
     right = [_encoded(*call) for call in calls]

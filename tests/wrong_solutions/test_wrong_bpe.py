@@ -71,6 +71,14 @@ def count_single_ids(words: Words) -> Counter[int]:
     return Counter(i for word, n in words.items() for i in word for _ in range(n))
 
 
+def count_slices(words: Words) -> Counter[tuple[int, ...]]:
+    counts: Counter[tuple[int, ...]] = Counter()
+    for word, n in words.items():
+        for i in range(len(word)):
+            counts[word[i : i + 2]] += n
+    return counts
+
+
 WRONG_COUNTS = {
     "words are not weighted": (
         "brings each of its pairs",
@@ -86,6 +94,7 @@ WRONG_COUNTS = {
     ),
     "pairs without order": ("order", count_sorted),
     "single ids": ("single ids", count_single_ids),
+    "slices up to the end": ("begins no pair", count_slices),
     "a list of pairs": ("Counter or dict", lambda words: [*chain(*map(pairwise, words))]),
     "returns nothing": ("return", lambda words: None),
 }
@@ -277,6 +286,11 @@ def train_without_stopping(words: Words, count: int) -> list[Pair]:
     return merges
 
 
+def train_past_the_end(words: Words, count: int) -> list[Pair | None]:
+    merges = train(words, count)
+    return [*merges, *[None] * (count - len(merges))]
+
+
 def train_counting_once(words: Words, count: int) -> list[Pair]:
     counts = count_pairs(words)
     return sorted(counts, key=lambda pair: (-counts[pair], pair))[:count]
@@ -313,6 +327,8 @@ def train_to_tokens(words: Words, count: int) -> list[bytes]:
 
 WRONG_TRAININGS = {
     "no end": ("no pair is left", train_without_stopping),
+    "no pair as a merge": ("no pair is left", train_past_the_end),
+    "count as the vocabulary's size": ("how many merges", lambda words, count: []),
     "counts once": ("count the pairs again", train_counting_once),
     "does not write": ("again and again", train_without_writing),
     "changes its argument": ("changed the words", train_in_place),
@@ -442,7 +458,7 @@ WRONG_ENCODINGS = {
     "highest rank": ("highest rank", encode_highest),
     "one merge": ("go on", encode_once),
     "ranks as ids": ("256 + its rank", encode_to_ranks),
-    "unknown pairs": ("no pair of the list", encode_unknown_pairs),
+    "unknown pairs": ("not every pair is in the list", encode_unknown_pairs),
     "no pair at all": ("no pair at all", encode_single_ids),
     "nothing": ("nothing was merged", lambda ids, ranks: ids),
     "bytes": ("list", lambda ids, ranks: bytes(ids)),
