@@ -178,7 +178,7 @@ def words_without_place(text: str) -> list[str]:
     return [word for word in bag_of_words(text) if word not in PLACES]
 
 
-def objects_named(text: str) -> list[str]:
+def which_objects(text: str) -> list[str]:
     """Which objects, each with its colour, shape and size; not where."""
     return sorted(map(repr, _understood(text)[0]))
 
