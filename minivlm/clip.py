@@ -122,11 +122,13 @@ class TextTower(nn.Module):
 def end_of_text(input_ids: Tensor, eos_id: int) -> Tensor:
     """The position that CLIP reads in each row: (B, T) -> (B,).
 
-    The first eos_id, since padding may repeat it; where there is none, position 0, as in
-    transformers. Checkpoints whose config says 2 are older than that field: OpenAI's rule, the
-    largest id, which is the end in their vocabulary.
+    The first eos_id, since padding may repeat it; where there is none, position 0, as
+    in transformers. Checkpoints whose config says 2 are older than that field: OpenAI's
+    rule, the largest id, which is the end in their vocabulary.
     """
-    return input_ids.argmax(dim=1) if eos_id == 2 else (input_ids == eos_id).int().argmax(dim=1)
+    if eos_id == 2:
+        return input_ids.argmax(dim=1)
+    return (input_ids == eos_id).int().argmax(dim=1)
 
 
 class Clip(nn.Module):
@@ -148,8 +150,9 @@ class Clip(nn.Module):
         return F.normalize(self.image_projection(self.vision.post_norm(x)), dim=-1)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, T) -> unit vectors (B, D), read from the end-of-text token, which has seen all."""
-        x = self.text(input_ids, attention_mask, causal(input_ids.shape[-1]).to(input_ids.device))
+        """(B, T) -> unit vectors (B, D), read from the end-of-text token: it has seen all."""
+        mask = causal(input_ids.shape[-1]).to(input_ids.device)
+        x = self.text(input_ids, attention_mask, mask)
         rows, at = torch.arange(len(x)), end_of_text(input_ids, self.text.config.eos_id)
         return F.normalize(self.text_projection(x[rows.to(x.device), at]), dim=-1)
 
@@ -243,8 +246,9 @@ class Siglip(nn.Module):
         return F.normalize(self.vision.head(self.vision(pixel_values)), dim=-1)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, T) -> unit vectors (B, D), from the last position, be it padding; no causal mask."""
-        return F.normalize(self.text_head(self.text(input_ids, attention_mask)[:, -1]), dim=-1)
+        """(B, T) -> unit vectors (B, D), from the last position, be it padding; no mask."""
+        x = self.text(input_ids, attention_mask)[:, -1]
+        return F.normalize(self.text_head(x), dim=-1)
 
     def forward(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
@@ -269,10 +273,10 @@ def check_pairs(image: Tensor, text: Tensor, least: int) -> None:
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's loss (figure 3): unit vectors (B, D) each, in pairs -> cross-entropy, both ways.
+    """CLIP's loss (figure 3): unit vectors (B, D) each -> cross-entropy, both ways.
 
-    The scale enters as its logarithm; clamp it to ln 100 after each step, as the paper does
-    (section 2.5). ValueError for fewer than two pairs, which no vectors tell apart.
+    The scale enters as its logarithm; clamp it to ln 100 after each step, as the paper
+    does (section 2.5). ValueError for fewer than two pairs, which no vectors tell apart.
     """
     check_pairs(image, text, least=2)
     logits = scale.exp() * image @ text.T  # (B, B)
@@ -281,9 +285,9 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 
 def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """SigLIP's loss (algorithm 1), unit vectors (B, D) each: every pair alone is yes or no.
+    """SigLIP's loss (algorithm 1): every pair alone is yes or no.
 
-    It is summed over all pairs and divided by B, not by B * B.
+    Of unit vectors (B, D) each. It is summed over all pairs and divided by B, not by B * B.
     """
     check_pairs(image, text, least=1)
     logits = scale.exp() * image @ text.T + bias

@@ -11,6 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minivlm.clip import contrastive_loss, sigmoid_loss
 from minivlm.exercises.answers import compare_answers, expect_number, expect_tensor, near
+from minivlm.exercises.clip_losses import check_contrastive_loss as check_contrastive_loss
+from minivlm.exercises.clip_losses import check_sigmoid_loss as check_sigmoid_loss
+from minivlm.exercises.clip_readout import check_build_classifier as check_build_classifier
+from minivlm.exercises.clip_readout import check_pool_text as check_pool_text
+from minivlm.exercises.clip_readout import check_recall_at as check_recall_at
 
 # Exercise 1
 
