@@ -64,7 +64,7 @@ def _check_choice(ids: Tensor, vectors: Tensor, codebook: Tensor, case: str) -> 
     mistakes = {
         "the farthest code, not the nearest": torch.cdist(vectors, codebook).argmax(1),
         "the largest product is not the smallest distance: |e|^2 is missing": products.argmax(1),
-        "the product z e has the factor -2": (squares - products).argmin(1),
+        "the product z e needs the factor -2, not -1": (squares - products).argmin(1),
         "the product z e is subtracted, not added": (squares + 2 * products).argmin(1),
         "by angle: lengths count too": cosines.argmax(1),
         "by |z - e| added up: square the differences": torch.cdist(vectors, codebook, 1).argmin(1),
@@ -131,9 +131,9 @@ def _check_pull(loss: Tensor, given: Sequence[Tensor], beta: float) -> None:
         "the codes get no gradient: the codebook loss detaches the vectors alone": (beta, 0),
     }
     mistakes = {words: torch.tensor(weights).float() for words, weights in known.items()}
-    pulled = f"the vectors are pulled with weight {got[0]:.3g}, the codes with {got[1]:.3g}"
+    case = f"beta {beta}, weight {got[0]:.3g} pulls the vectors, {got[1]:.3g} the codes"
     right = torch.tensor([beta, 1.0])
-    refuse(got, right, mistakes, f"beta {beta}: {pulled}", f"it should be {beta} and 1")
+    refuse(got, right, mistakes, case, f"it should be {beta} and 1")
 
 
 # 2.5: a step of the moving averages
@@ -220,7 +220,7 @@ def _check_quotient(
             (n + epsilon) / (total + k * epsilon)
         ),
         "codes: epsilon is added, but the counts no longer add up to N": n + epsilon,
-        "codes: the old counts": _smooth(old_n, epsilon),
+        "codes: divide by the new counts, not by the old counts": _smooth(old_n, epsilon),
         "codes: N is the sum of the averaged counts, not of this batch": (
             (n + epsilon) / (total + k * epsilon) * 7
         ),
@@ -230,7 +230,7 @@ def _check_quotient(
     }
     mistakes = {words: m / part[:, None] for words, part in parts.items()}
     mistakes["codes: these are the sums; divide them by the smoothed counts"] = m
-    mistakes["codes: the old sums"] = old_m / _smooth(n, epsilon)[:, None]
+    mistakes["codes: divide the new sums, not the old sums"] = old_m / _smooth(n, epsilon)[:, None]
     got = expect_tensor(got, m.shape, f"{case}, codes")
     lost = "codes: NaN or infinite; a code without vectors divides by zero: smooth the counts"
     assert got.isfinite().all(), f"{case}: {lost}"

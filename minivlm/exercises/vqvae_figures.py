@@ -1,7 +1,7 @@
 """03 · Figures and harnesses of notebook 03 that a reader need not read."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from operator import itemgetter
 
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from minivlm.diagrams import Style
 from minivlm.plotting import CYCLE, HUES, effective_mask, show_mask
 from minivlm.scenes import Scene
 from minivlm.vqvae import VQVAE, nearest
@@ -53,7 +54,7 @@ def draw_staircase(codes: Sequence[float], target: float) -> Figure:
         loss, move = (code - target) ** 2, -np.sign(code - target)
         ax.plot([left, right], [loss, loss], color=RED, linewidth=2.5)
         ax.plot(code, loss, "s", color=RED, markersize=8)
-        label = {"textcoords": "offset points", "ha": "center", "backgroundcolor": "white"}
+        label: Style = {"textcoords": "offset points", "ha": "center", "backgroundcolor": "white"}
         ax.annotate(f"code {code:g}", (code, loss), (0, -18), zorder=-1, **label)
         arrow = {"arrowstyle": "-|>", "color": BLUE, "lw": 2, "shrinkA": 0, "shrinkB": 0}
         start, height = code - 0.2 * move, loss + 0.16
@@ -148,7 +149,7 @@ def draw_sizes(by_size: dict[int, list[tuple]]) -> Axes:
     ax.plot(lengths, means, "-", color=CYCLE[0])
     for length, mean, (k, rows) in zip(lengths, means, by_size.items(), strict=True):
         ax.plot([length] * len(rows), [db for db, _ in rows], "D", color="black", markersize=4)
-        style = {"textcoords": "offset points", "fontsize": 8}
+        style: Style = {"textcoords": "offset points", "fontsize": 8}
         ax.annotate(f"{k} codes", (length, mean), (7, -10), **style)
     ax.set(xlabel="bytes a scene, 64 codes of equal length", ylabel="PSNR, dB")
     ax.set(xlim=(20, 84), ylim=(20, 28))
@@ -176,7 +177,7 @@ def objects_of_codes(scenes: Sequence[Scene], ids: Tensor) -> dict[int, Counter]
     found: dict[int, Counter] = defaultdict(Counter)
     for scene, grid in zip(scenes, ids, strict=True):
         for (row, column), code in np.ndenumerate(grid.numpy()):
-            inside = [
+            inside: list[tuple[str, str] | None] = [
                 (thing.color, thing.shape)
                 for thing in scene.objects
                 if thing.box[0] < 8 * column + 8
@@ -190,11 +191,7 @@ def objects_of_codes(scenes: Sequence[Scene], ids: Tensor) -> dict[int, Counter]
 
 def purest_shares(found: dict[int, Counter]) -> dict[str, list[float]]:
     """Of each code that lies mostly on objects: the share of its commonest colour, shape, pair."""
-    keys = {
-        "colour": lambda pair: pair[0],
-        "shape": lambda pair: pair[1],
-        "pair": lambda pair: pair,
-    }
+    keys: dict[str, Callable] = {"colour": itemgetter(0), "shape": itemgetter(1), "pair": tuple}
     shares: dict[str, list[float]] = {name: [] for name in keys}
     for counts in found.values():
         on = {pair: number for pair, number in counts.items() if pair}

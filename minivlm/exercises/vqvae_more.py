@@ -112,7 +112,9 @@ def _check_gradients(vectors: Tensor | None, codes: Tensor | None, wish: Tensor)
     """The one that came back, for the vectors alone."""
     leak = codes is not None and bool(codes.any())
     swapped = leak and (vectors is None or not vectors.any())
-    assert not swapped, "the codes get the gradient, the vectors none: it is the other way round"
+    hint = "in z + (e - z) the difference has to be a constant"
+    said = "the codes get the gradient, the vectors none: it is the other way round"
+    assert not swapped, f"{said} ({hint})"
     assert vectors is not None, "no gradient reaches the vectors"
     assert not leak, "the codes get a gradient; only their own loss may move them"
     same = near(vectors, wish, 1e-6)
