@@ -54,8 +54,8 @@ def draw_staircase(codes: Sequence[float], target: float) -> Figure:
         loss, move = (code - target) ** 2, -np.sign(code - target)
         ax.plot([left, right], [loss, loss], color=RED, linewidth=2.5)
         ax.plot(code, loss, "s", color=RED, markersize=8)
-        label: Style = {"textcoords": "offset points", "ha": "center", "backgroundcolor": "white"}
-        ax.annotate(f"code {code:g}", (code, loss), (0, -18), zorder=-1, **label)
+        label: Style = {"textcoords": "offset points", "ha": "right" if move > 0 else "left"}
+        ax.annotate(f"code {code:g}", (code, loss), (-6 * move, -16), **label)
         arrow = {"arrowstyle": "-|>", "color": BLUE, "lw": 2, "shrinkA": 0, "shrinkB": 0}
         start, height = code - 0.2 * move, loss + 0.16
         ax.annotate("", (start + 0.4 * move, height), (start, height), arrowprops=arrow)
@@ -241,7 +241,7 @@ def surroundings(images: Tensor, ids: Tensor, order: Tensor, blank: Tensor) -> T
 
 def draw_codebook(pages: dict[str, Tensor]) -> Figure:
     """Pages of 128 tiles (128, 3, 24, 24) side by side, each in 8 rows."""
-    figure, axes = plt.subplots(1, len(pages), figsize=(9.2, 2.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(pages), figsize=(7.2, 2.05), layout="constrained")
     for ax, (title, tiles) in zip(axes, pages.items(), strict=True):
         page = F.pad(tiles, (1, 1, 1, 1), value=0.6).view(8, 16, 3, 26, 26)
         ax.imshow(page.permute(0, 3, 1, 4, 2).reshape(8 * 26, 16 * 26, 3).clamp(0, 1))
