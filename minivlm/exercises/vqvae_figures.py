@@ -11,14 +11,48 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from minivlm.diagrams import Style
+from minivlm.lesson import Arrow, Box, Picture, Tokens, diagram
 from minivlm.plotting import CYCLE, HUES, effective_mask, show_mask
 from minivlm.scenes import Scene
 from minivlm.vqvae import VQVAE, nearest
 
 BLUE, RED = HUES["blue"], HUES["vermillion"]
+
+
+# The model
+
+
+def vqvae_diagram(image: Image.Image, ids: Tensor, drawn: Tensor) -> Figure:
+    """The model, with an image, its ids (8, 8) and what is drawn from them (3, 64, 64)."""
+    gradient = "the gradient\nskips the\ncodebook"
+    codebook = "128 codes of\n16 numbers;\nrestarts: 2.6"
+    cells = [[str(k) for k in row] for row in ids.tolist()]
+    conv: Style = {"kind": "image", "trained": True, "section": "2.1"}
+    table: Style = {"lines": codebook, "trained": True, "size": (0.52, 0.95), "section": "2.5"}
+    loss: Style = {"lines": "squared error\nof the pixels\n+ commitment", "section": "2.4"}
+    return diagram(
+        Picture("image", (-0.02, 0.3), image, (8, 8), width=0.62),
+        Box("encoder", (1.1, 0.3), lines="3 strided\nconvolutions", **conv),
+        Box("nearest code", (2.4, 0.3), lines="id of the\nsmallest |z − e|", kind=2, section="2.2"),
+        Tokens("ids", (3.8, 1.75), cells, kinds=[[1] * 8] * 8, title=""),
+        Box("codebook", (2.4, 1.75), kind=2, **table),
+        Box("look-up", (2.4, 3.2), lines="row e of\neach id", kind=2),
+        Box("decoder", (1.1, 3.2), lines="3 transposed\nconvolutions", **conv),
+        Picture("drawn", (-0.02, 3.2), drawn.permute(1, 2, 0), width=0.62, title=""),
+        Box("loss", (-0.02, 1.75), size=(0.56, 0.8), **loss),
+        "image -> (64, 64, 3) -> encoder -> z (8, 8, 16) -> nearest code",
+        Arrow("nearest code", "ids", "64 integers (8, 8)", kind="image"),
+        Arrow("ids", "look-up", kind="image", bend="vh"),
+        "codebook -> -> nearest code; codebook -> -> look-up",
+        "look-up -> e (8, 8, 16) -> decoder -> (64, 64, 3) -> drawn",
+        "image -> -> loss; drawn -> -> loss",
+        Arrow("decoder", "encoder", gradient, section="2.3", dashed="the way of the gradient"),
+        columns=5,
+    )
 
 
 # Section 2
