@@ -21,8 +21,10 @@ __all__ = ["check_codes_to_cover", "check_exact_straight_through", "check_fsq"]
 __all__ += ["check_residual_quantize"]
 
 
-def refuse(got: Tensor, right: Tensor, mistakes: dict[str, Tensor], case: str, rest: str) -> None:
-    """Refuse a tensor that is not the right one, with the mistake that explains it, or the rest."""
+def expect_near(
+    got: Tensor, right: Tensor, mistakes: dict[str, Tensor], case: str, rest: str
+) -> None:
+    """An answer that has to equal a tensor; else the mistake that explains it, or the rest."""
     known = (words for words, wrong in mistakes.items() if near(got, wrong))
     assert near(got, right), f"{case}: {next(known, rest)}"
 
@@ -76,7 +78,7 @@ def _check_choice(ids: Tensor, vectors: Tensor, codebook: Tensor, case: str) -> 
         ),
     }
     wrong = f"{int((ids != right).sum())} of {len(ids)} ids are wrong"
-    refuse(ids, right, mistakes, case, wrong)
+    expect_near(ids, right, mistakes, case, wrong)
 
 
 # 2.3: straight through
@@ -111,7 +113,7 @@ def check_quantizer_loss(quantizer_loss: Loss) -> None:
             ),
             "differences are not squared": (1 + beta) * (vectors - codes).abs().mean(),
         }
-        refuse(got, (1 + beta) * error, mistakes, f"beta {beta}", "the value is wrong")
+        expect_near(got, (1 + beta) * error, mistakes, f"beta {beta}", "the value is wrong")
         _check_pull(got, given, beta)
 
 
@@ -133,7 +135,7 @@ def _check_pull(loss: Tensor, given: Sequence[Tensor], beta: float) -> None:
     mistakes = {words: torch.tensor(weights).float() for words, weights in known.items()}
     case = f"beta {beta}, weight {got[0]:.3g} pulls the vectors, {got[1]:.3g} the codes"
     right = torch.tensor([beta, 1.0])
-    refuse(got, right, mistakes, case, f"it should be {beta} and 1")
+    expect_near(got, right, mistakes, case, f"it should be {beta} and 1")
 
 
 # 2.5: a step of the moving averages
@@ -179,7 +181,7 @@ def _check_counts(got: Tensor, old: Tensor, decay: float, epsilon: float, case: 
         "counts: numbers of vectors, not shares of the batch": decay * old + (1 - decay) * new / 7,
     }
     got = expect_tensor(got, right.shape, f"{case}, counts")
-    refuse(got, right, mistakes, case, "the counts are wrong")
+    expect_near(got, right, mistakes, case, "the counts are wrong")
     return right
 
 
@@ -204,7 +206,7 @@ def _check_batch_sums(got: Tensor, vectors: Tensor, old: Tensor, decay: float, c
         ),
     }
     got = expect_tensor(got, right.shape, f"{case}, sums")
-    refuse(got, right, mistakes, case, "the sums are wrong")
+    expect_near(got, right, mistakes, case, "the sums are wrong")
     return right
 
 
@@ -234,7 +236,7 @@ def _check_quotient(
     got = expect_tensor(got, m.shape, f"{case}, codes")
     lost = "codes: NaN or infinite; a code without vectors divides by zero: smooth the counts"
     assert got.isfinite().all(), f"{case}: {lost}"
-    refuse(got, m / _smooth(n, epsilon)[:, None], mistakes, case, "the codes are wrong")
+    expect_near(got, m / _smooth(n, epsilon)[:, None], mistakes, case, "the codes are wrong")
 
 
 # 2.6: dead codes
