@@ -46,15 +46,19 @@ class VQVAEConfig:
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """The nearest code of each vector, by |z|^2 - 2 z e + |e|^2: (N, D), (K, D) -> ids (N,)."""
+    """The nearest code of each vector, (N, D), (K, D) -> ids (N,).
+
+    By |z|^2 - 2 z e + |e|^2.
+    """
     squares = vectors.pow(2).sum(1, keepdim=True) + codebook.pow(2).sum(1)  # (N, K)
     return (squares - 2 * vectors @ codebook.T).argmin(1)
 
 
 def kmeans(vectors: Tensor, k: int, *, rounds: int = 10, seed: int = 0) -> Tensor:
-    """k centres (k, D) of the vectors (N, D): far-apart starts (k-means++), then Lloyd's rounds.
+    """k centres (k, D) of the vectors (N, D).
 
-    A centre that no vector is nearest to stays where it is.
+    Far-apart starts (k-means++), then Lloyd's rounds. A centre that no vector is
+    nearest to stays where it is.
     """
     generator = torch.Generator().manual_seed(seed)
     centres = vectors[torch.randint(len(vectors), (1,), generator=generator)]
@@ -105,7 +109,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def update(self, vectors: Tensor, ids: Tensor) -> None:
-        """Moving averages of counts and sums, their quotient as codes (appendix A.1), restarts."""
+        """Moving averages of counts and sums, their quotient (appendix A.1), restarts."""
         c = self.config
         counts, sums = tally(vectors, ids, c.codes)
         self.counts.lerp_(counts, 1 - c.decay)
@@ -153,7 +157,7 @@ class ResidualBlock(nn.Module):
 
 
 def encoder(c: VQVAEConfig) -> nn.Sequential:
-    """(B, C, H, W) -> (B, D, h, w): 4 x 4 convolutions of stride 2, residual blocks, 1 x 1."""
+    """(B, C, H, W) -> (B, D, h, w): strided convolutions, residual blocks, 1 x 1."""
     layers: list[nn.Module] = []
     for before, after in pairwise((c.channels, *c.widths)):
         layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
@@ -162,7 +166,7 @@ def encoder(c: VQVAEConfig) -> nn.Sequential:
 
 
 def decoder(c: VQVAEConfig) -> nn.Sequential:
-    """(B, D, h, w) -> (B, C, H, W): 3 x 3 convolution, residual blocks, transposed convolutions."""
+    """(B, D, h, w) -> (B, C, H, W): 3 x 3, residual blocks, transposed convolutions."""
     blocks = [ResidualBlock(c.widths[-1], c.hidden) for _ in range(c.blocks)]
     layers: list[nn.Module] = []
     for before, after in pairwise((*reversed(c.widths), c.channels)):
@@ -205,13 +209,13 @@ class VQVAE(nn.Module):
         return self.decoder(codes) + self.mean, ids, loss
 
     def loss(self, images: Tensor) -> Tensor:
-        """Eq. 3: squared error as a share of the pixels' variance, and the quantizer's loss."""
+        """Eq. 3: squared error in units of the pixels' variance, and the quantizer's."""
         reconstruction, _, loss = self(images)
         return F.mse_loss(reconstruction, images) / self.config.variance + loss
 
     @torch.no_grad()
     def start_codes(self, images: Tensor, seed: int = 0) -> None:
-        """Put the codes on k-means centres of what the encoder makes of the images (B, C, H, W)."""
+        """Put the codes on k-means centres of the encoder's vectors of (B, C, H, W)."""
         vectors = self.encode(images).movedim(1, 3).flatten(0, 2)
         k = self.config.codes
         self.quantizer.place(torch.arange(k), kmeans(vectors, k, seed=seed))
@@ -242,7 +246,7 @@ def psnr(images: Tensor, others: Tensor) -> float:
 
 
 def perplexity(ids: Tensor, k: int) -> float:
-    """exp(entropy) of how often each of k codes occurs: 1 where one does all, k where all share."""
+    """exp(entropy) of the shares of k codes: 1 where one does all, k where all share."""
     if not ids.numel() or ids.min() < 0 or ids.max() >= k:
         raise ValueError(f"need ids of {k} codes, got {ids.unique().tolist()[:5]}")
     share = torch.bincount(ids.flatten(), minlength=k) / ids.numel()

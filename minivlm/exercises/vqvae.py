@@ -1,252 +1,347 @@
 """03 · Checks of notebook 03's exercises: each takes the reader's function, says what is wrong."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
+import math
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minivlm.exercises.answers import compare_answers, expect_number, expect_tensor, near
 from minivlm.exercises.returned import expect_ids, expect_parts
+from minivlm.exercises.vqvae_more import (
+    check_codes_to_cover,
+    check_exact_straight_through,
+    check_fsq,
+    check_residual_quantize,
+    pass_through,
+)
 
-# Exercise 1
-
-COVERED = [  # ids, share; shares that are reached exactly are sums of powers of two
-    ([[2, 7, 7, 7, 7], [7, 7, 7, 0, 0]], 0.5),
-    ([[2, 7, 7, 7, 7], [7, 7, 7, 0, 0]], 0.85),
-    ([[9, 3, 3, 5], [3, 3, 5, 6]], 0.5),
-    ([[9, 3, 3, 5], [3, 3, 5, 6]], 0.75),
-    ([[9, 3, 3, 5], [3, 3, 5, 6]], 0.8),
-    ([[9, 3, 3, 5], [3, 3, 5, 6]], 1.0),
-    ([[n, n + 1] for n in range(0, 100, 2)], 0.495),
-]
+__all__ = ["check_codes_to_cover", "check_exact_straight_through", "check_fsq"]
+__all__ += ["check_residual_quantize"]
 
 
-def check_codes_to_cover(codes_to_cover: Callable[[Tensor, float], int]) -> None:
-    """Shares that are passed, shares that are reached exactly, and all of the ids."""
-    got, right = [], []
-    mistakes: dict[str, list] = {name: [] for name in COVER_MISTAKES}
-    cases = [f"share {share} of {str(ids):.60}" for ids, share in COVERED]
-    for case, (ids, share) in zip(cases, COVERED, strict=True):
-        got.append(expect_number(codes_to_cover(torch.tensor(ids), share), case))
-        flat = [i for row in ids for i in row]
-        counts = sorted(Counter(flat).values(), reverse=True)
-        right.append(_covered(counts, share * len(flat)))
-        for name, count in COVER_MISTAKES.items():
-            mistakes[name].append(count(flat, counts, share * len(flat)))
-    compare_answers(cases, right, got, dict[str, Iterable](mistakes))
+def expect_near(
+    got: Tensor, right: Tensor, mistakes: dict[str, Tensor], case: str, rest: str
+) -> None:
+    """An answer that has to equal a tensor; else the mistake that explains it, or the rest."""
+    known = (words for words, wrong in mistakes.items() if near(got, wrong))
+    assert near(got, right), f"{case}: {next(known, rest)}"
 
 
-def _covered(counts: Sequence[int], places: float) -> int:
-    """How many of the counts, in this order, make up so many places."""
-    return 1 + sum(total < places - 1e-6 for total in list(accumulate(counts))[:-1])
+# 2.2: the nearest code
 
 
-def _covered_beyond(flat: list[int], counts: list[int], places: float) -> int:
-    """How many make up more than so many places."""
-    return min(len(counts), 1 + sum(total <= places + 1e-6 for total in accumulate(counts)))
+def check_nearest(nearest: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Codes of very different lengths, more vectors than codes and fewer."""
+    generator = torch.Generator().manual_seed(0)
+    for n, k, d in [(40, 6, 3), (5, 9, 2), (1, 4, 5)]:
+        vectors = torch.randn(n, d, generator=generator)
+        lengths = torch.linspace(0.2, 3, k)[:, None]
+        codebook = lengths * torch.randn(k, d, generator=generator)
+        case = f"{n} vectors, {k} codes of {d} numbers"
+        got = nearest(vectors.clone(), codebook.clone())
+        _check_form(got, n, k, d, case)
+        _check_choice(expect_ids(got, (n,), case), vectors, codebook, case)
 
 
-COVER_MISTAKES: dict[str, Callable[[list[int], list[int], float], int]] = {
-    "at least the share: more than it is not asked": _covered_beyond,
-    "one too few: the code that reaches the share counts too": lambda i, c, p: _covered(c, p) - 1,
-    "one too many": lambda ids, counts, places: _covered(counts, places) + 1,
-    "the most frequent codes first, not the rarest": lambda i, c, p: _covered(c[::-1], p),
-    "sort by frequency, not by id": (
-        lambda ids, counts, p: _covered([n for _, n in sorted(Counter(ids).items())], p)
-    ),
-    "the share is one of all places, not of the codes in use": (
-        lambda ids, counts, places: round(places / len(ids) * len(counts))
-    ),
-    "this is the number of places, not of codes": lambda i, c, places: round(places),
-    "this is the number of codes in use, whatever the share": lambda i, counts, p: len(counts),
-}
+def _check_form(got: object, n: int, k: int, d: int, case: str) -> None:
+    """The shapes of likely other things."""
+    shape = tuple(got.shape) if isinstance(got, Tensor) else ()
+    forms = {
+        (k,): "one id a code: take the minimum over the codes, for each vector",
+        (n, d): "these are vectors; give their ids",
+        (n, k): "these are all distances; give the number of the smallest in each row",
+        (n, 1): "one column too many: shape (N,), not (N, 1)",
+        (1, n): "one row too many: shape (N,), not (1, N)",
+    }
+    assert shape == (n,) or shape not in forms, f"{case}: {forms.get(shape)}"
 
 
-# Exercise 2
+def _check_choice(ids: Tensor, vectors: Tensor, codebook: Tensor, case: str) -> None:
+    """The ids themselves."""
+    products, squares = vectors @ codebook.T, codebook.pow(2).sum(1)
+    right = torch.cdist(vectors, codebook).argmin(1)
+    cosines = F.normalize(vectors, dim=1) @ F.normalize(codebook, dim=1).T
+    mistakes = {
+        "the farthest code, not the nearest": torch.cdist(vectors, codebook).argmax(1),
+        "the largest product is not the smallest distance: |e|^2 is missing": products.argmax(1),
+        "the product z e needs the factor -2, not -1": (squares - products).argmin(1),
+        "the product z e is subtracted, not added": (squares + 2 * products).argmin(1),
+        "by angle: lengths count too": cosines.argmax(1),
+        "by |z - e| added up: square the differences": torch.cdist(vectors, codebook, 1).argmin(1),
+        "differences are added before they are squared": (
+            (vectors.sum(1, keepdim=True) - codebook.sum(1)).abs().argmin(1)
+        ),
+        "the shortest code for every vector: the vectors do not count": (
+            squares.argmin().expand(len(vectors))
+        ),
+    }
+    wrong = f"{int((ids != right).sum())} of {len(ids)} ids are wrong"
+    expect_near(ids, right, mistakes, case, wrong)
+
+
+# 2.3: straight through
 
 
 def check_straight_through(straight_through: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Forward to the last bit, backward unchanged, and nothing for the codes."""
+    """Forward the codes, up to rounding; backward the gradient, for the vectors alone."""
+    pass_through(straight_through, exact=False)
+
+
+# 2.4: the losses of the quantizer
+
+Loss = Callable[[Tensor, Tensor, float], Tensor]
+
+
+def check_quantizer_loss(quantizer_loss: Loss) -> None:
+    """The value, and who would move: two weights, since one alone tells no factor from another."""
     generator = torch.Generator().manual_seed(0)
-    for shape in [(5, 3), (2, 4, 3)]:
-        vectors, codes, wish = (torch.randn(shape, generator=generator) for _ in range(3))
+    for beta in (0.25, 2.0):
+        vectors, codes = (torch.randn(6, 3, generator=generator) for _ in range(2))
         given = vectors.clone().requires_grad_(), codes.clone().requires_grad_()
-        out = expect_tensor(straight_through(*given), shape, "forward")
-        _check_forward(out, vectors, codes)
-        _backward(out, wish)
-        _check_gradients(given[0].grad, given[1].grad, wish)
-        same = torch.equal(given[0], vectors) and torch.equal(given[1], codes)
-        assert same, "the tensors that were given have changed"
+        got = expect_tensor(quantizer_loss(*given, beta), (), f"beta {beta}")
+        error = (vectors - codes).pow(2).mean()
+        mistakes = {
+            "the commitment loss is missing, or beta is": error,
+            "the codebook loss is missing": beta * error,
+            "beta weighs the commitment loss only": 2 * beta * error,
+            "both losses have the weight 1": 2 * error,
+            "take the mean over all elements, not the sum": 18 * (1 + beta) * error,
+            "take the mean over all elements; this is a sum over each vector": (
+                3 * (1 + beta) * error
+            ),
+            "differences are not squared": (1 + beta) * (vectors - codes).abs().mean(),
+        }
+        expect_near(got, (1 + beta) * error, mistakes, f"beta {beta}", "the value is wrong")
+        _check_pull(got, given, beta)
 
 
-def _check_forward(out: Tensor, vectors: Tensor, codes: Tensor) -> None:
-    """The codes, bit by bit, and part of a graph."""
-    assert not torch.equal(out, vectors), "forward: give out the codes, not the vectors"
-    exact = torch.equal(out, codes)
-    assert exact, "forward: the codes, to the last bit (z + (e - z) would round)"
-    words = "the output does not know of the vectors: its graph is cut, as by detach"
-    assert out.requires_grad, words
+def _check_pull(loss: Tensor, given: Sequence[Tensor], beta: float) -> None:
+    """The gradients, as multiples of the plain one."""
+    assert loss.requires_grad, "neither vectors nor codes get a gradient: everything is detached"
+    loss.backward()
+    plain = 2 * (given[0] - given[1]).detach() / given[0].numel()
+    pulls = [0 * plain if tensor.grad is None else tensor.grad for tensor in given]
+    got = torch.stack([(pulls[0] / plain).mean(), (-pulls[1] / plain).mean()])  # weights
+    known = {
+        "nothing is detached: each loss may move one side only": (1 + beta, 1 + beta),
+        "the two are swapped: beta weighs what moves the vectors": (1, beta),
+        "both losses move the codes: the commitment loss detaches the codes": (0, 1 + beta),
+        "both losses move the vectors: the codebook loss detaches the vectors": (1 + beta, 0),
+        "the vectors get no gradient: the commitment loss detaches the codes alone": (0, 1),
+        "the codes get no gradient: the codebook loss detaches the vectors alone": (beta, 0),
+    }
+    mistakes = {words: torch.tensor(weights).float() for words, weights in known.items()}
+    case = f"beta {beta}, weight {got[0]:.3g} pulls the vectors, {got[1]:.3g} the codes"
+    right = torch.tensor([beta, 1.0])
+    expect_near(got, right, mistakes, case, f"it should be {beta} and 1")
 
 
-def _backward(out: Tensor, wish: Tensor) -> None:
-    """Backward, whose errors are the reader's."""
-    try:
-        out.backward(wish)
-    except Exception as error:
-        said = str(error).partition("\n")[0]
-        hint = "give one gradient for each argument of forward, None for the codes"
-        raise AssertionError(f"backward raised {type(error).__name__}: {said} ({hint})") from error
+# 2.5: a step of the moving averages
+
+EmaStep = Callable[..., tuple[Tensor, Tensor, Tensor]]
+CHOSEN = [4, 1, 1, 0, 1, 4, 0]  # of five codes; 2 and 3 are chosen by nothing
 
 
-def _check_gradients(vectors: Tensor | None, codes: Tensor | None, wish: Tensor) -> None:
-    """The one that came back, for the vectors alone."""
-    leak = codes is not None and bool(codes.any())
-    swapped = leak and (vectors is None or not vectors.any())
-    assert not swapped, "the codes get the gradient, the vectors none: it is the other way round"
-    assert vectors is not None, "no gradient reaches the vectors"
-    assert not leak, "the codes get a gradient; only their own loss may move them"
-    same = near(vectors, wish, 1e-6)
-    assert same, "the gradient of the vectors is not the one that came back, unchanged"
-
-
-# Exercise 3
-
-Residual = Callable[[Tensor, list[Tensor]], tuple[Tensor, Tensor]]
-
-
-def check_residual_quantize(residual_quantize: Residual) -> None:
-    """Every stage takes the nearest code of what is left over."""
+def check_ema_step(ema_step: EmaStep) -> None:
+    """Counts, sums and codes; the smoothing is large, so that it can be seen."""
     generator = torch.Generator().manual_seed(0)
-    for stages in (3, 1, 2):
-        vectors = torch.randn(20, 4, generator=generator)
-        books = [torch.randn(6, 4, generator=generator) / 2**s for s in range(stages)]
-        case, given = f"{stages} codebook(s)", vectors.clone()
-        parts = residual_quantize(given, [book.clone() for book in books])
-        ids, total = expect_parts(parts, ("ids", "sums of codes"), case)
-        changed = "the vectors that were given have changed: subtract without writing into them"
-        assert torch.equal(given, vectors), f"{case}: {changed}"
-        ids = expect_ids(ids, (20, stages), f"{case}, ids")
-        _check_stages(ids, vectors, books, case)
-        chosen = [book[ids[:, s]] for s, book in enumerate(books)]
-        total = expect_tensor(total, (20, 4), f"{case}, sums")
-        _check_sums(total, vectors, chosen, case)
+    ids, counts = torch.tensor(CHOSEN), torch.tensor([2.0, 1.0, 3.0, 0.5, 4.0])
+    for decay, epsilon in [(0.8, 0.3), (0.95, 0.05), (0.0, 0.1)]:
+        vectors, sums = (torch.randn(n, 3, generator=generator) for n in (7, 5))
+        case = f"decay {decay}, epsilon {epsilon}"
+        given = [vectors.clone(), ids.clone(), counts.clone(), sums.clone()]
+        got = expect_parts(ema_step(*given, decay, epsilon), ("codes", "counts", "sums"), case)
+        new_counts = _check_counts(got[1], counts, decay, epsilon, case)
+        new_sums = _check_batch_sums(got[2], vectors, sums, decay, case)
+        _check_quotient(got[0], (new_counts, counts), (new_sums, sums), epsilon, case)
 
 
-def _check_stages(ids: Tensor, vectors: Tensor, books: list[Tensor], case: str) -> None:
-    """The ids of each stage, with the mistakes of a loop told apart."""
-    left = vectors
-    for s, book in enumerate(books):
-        right, got = torch.cdist(left, book).argmin(1), ids[:, s]
-        wrong = int((got != right).sum())
-        farthest = wrong and torch.equal(got, torch.cdist(left, book).argmax(1))
-        assert not farthest, f"{case}: stage {s + 1} takes the farthest code, not the nearest"
-        anew = wrong and torch.equal(got, torch.cdist(vectors, book).argmin(1))
-        hint = "what the stages before left over, not the vectors again"
-        assert not anew, f"{case}: stage {s + 1} must quantize {hint}"
-        first = wrong and torch.equal(got, torch.cdist(left, books[0]).argmin(1))
-        assert not first, f"{case}: stage {s + 1} has a codebook of its own"
-        assert not wrong, f"{case}: {wrong} of 20 ids of stage {s + 1} are wrong"
-        left = left - book[right]
+def _smooth(counts: Tensor, epsilon: float) -> Tensor:
+    """Laplace smoothing, which keeps the sum."""
+    return (counts + epsilon) / (counts.sum() + len(counts) * epsilon) * counts.sum()
 
 
-def _check_sums(total: Tensor, vectors: Tensor, chosen: list[Tensor], case: str) -> None:
-    """The sum of the chosen codes, not something else that a loop has at its end."""
-    right = torch.stack(chosen).sum(0)
+def _check_counts(got: Tensor, old: Tensor, decay: float, epsilon: float, case: str) -> Tensor:
+    """The averaged number of vectors a code."""
+    new = F.one_hot(torch.tensor(CHOSEN), len(old)).sum(0).float()
+    right = decay * old + (1 - decay) * new
     mistakes = {
-        "this is what is left over; give the sum of the chosen codes": vectors - right,
-        "only the last code; give the sum over all stages": chosen[-1],
-        "only the first code; give the sum over all stages": chosen[0],
-        "the mean of the codes; give their sum": right / len(chosen),
-        "these are the vectors; give the sum of the chosen codes": vectors,
-    }
-    if not near(total, right):
-        known = (words for words, sums in mistakes.items() if near(total, sums))
-        hint = next(known, "right ids, but the sum of their codes is wrong")
-        raise AssertionError(f"{case}: {hint}")
-
-
-# Exercise 4
-
-LEVELS = [3, 5, 7]
-CORNERS = torch.tensor([[0.0, 0, 0], [-9, -9, -9], [9, 9, 9], [9, 0, -9], [0.25, 0.25, 0.25]])
-
-
-def check_fsq(fsq: Callable[[Tensor, list[int]], tuple[Tensor, Tensor]]) -> None:
-    """Values, ids and the gradient, for three different numbers of levels."""
-    given = CORNERS.clone()
-    parts = fsq(given, list(LEVELS))
-    rounded, ids = expect_parts(parts, ("rounded", "ids"), "corners")
-    assert torch.equal(given, CORNERS), "the vectors that were given have changed"
-    half = torch.tensor([1.0, 2, 3])
-    right = (CORNERS.tanh() * half).round()
-    rounded = expect_tensor(rounded, right.shape, "rounded")
-    _check_rounded(rounded, right)
-    _check_digits(expect_ids(ids, (len(right),), "ids"), (right + half).long())
-    spread = 3 * torch.randn(5000, 3, generator=torch.Generator().manual_seed(0))
-    count = len(fsq(spread, list(LEVELS))[1].unique())
-    assert count == 3 * 5 * 7, f"5,000 random vectors reach {count} ids, not {3 * 5 * 7}"
-    _check_slope(fsq, half)
-
-
-def _check_rounded(rounded: Tensor, right: Tensor) -> None:
-    """The values, with likely scales and a missing tanh told apart."""
-    levels = torch.tensor(LEVELS)
-    mistakes = {
-        "rounded to whole numbers only after the scaling by (L - 1) / 2": CORNERS.tanh().round(),
-        "scale by (L - 1) / 2, not by L / 2": (CORNERS.tanh() * levels / 2).round(),
-        "scale by (L - 1) / 2, not by L - 1": (CORNERS.tanh() * (levels - 1)).round(),
-        "scale by (L - 1) / 2, not by L": (CORNERS.tanh() * levels).round(),
-        "squeeze with tanh before scaling": (CORNERS * (levels - 1) / 2).round(),
-        "the scaled numbers are not rounded": CORNERS.tanh() * (levels - 1) / 2,
-        "the digits; rounded goes from -(L - 1) / 2 to (L - 1) / 2": right + (levels - 1) / 2,
-        "divided by the scale again; give whole numbers": right / ((levels - 1) / 2),
-    }
-    known = (words for words, values in mistakes.items() if near(rounded, values))
-    said = f"rounded: {right.tolist()}, not {[[round(x, 2) for x in r] for r in rounded.tolist()]}"
-    assert near(rounded, right), f"{said} ({next(known, 'tanh, scale, round')})"
-
-
-def _check_digits(ids: Tensor, digits: Tensor) -> None:
-    """Mixed base, the first number is the lowest digit."""
-    low, high = torch.tensor([1, 3, 15]), torch.tensor([35, 7, 1])
-    half = torch.tensor([1, 2, 3])
-    mistakes = {
-        "the first number is the lowest digit, here it is the highest": (digits * high).sum(1),
-        "digits run from 0 to L - 1: add (L - 1) / 2": ((digits - half) * low).sum(1),
-        "the base of a digit is the product of the levels before it": (
-            (digits * torch.tensor([3, 15, 105])).sum(1)
+        "counts: decay and 1 - decay are swapped": (1 - decay) * old + decay * new,
+        "counts: the new ones have the weight 1 - decay": decay * old + new,
+        "counts: these are of this batch alone; keep decay of the old ones": new,
+        "counts: give the averages themselves; smoothing is for the division": (
+            _smooth(right, epsilon)
         ),
-        "a mixed base multiplies the levels, it does not add them": (
-            (digits * torch.tensor([1, 3, 8])).sum(1)
+        "counts: these are the old ones": old,
+        "counts: how many vectors chose a code, not whether one did": (
+            decay * old + (1 - decay) * (new > 0)
         ),
-        "the base is a product over all levels before, not the level before alone": (
-            (digits * torch.tensor([1, 3, 5])).sum(1)
-        ),
-        "the digits are only added": digits.sum(1),
+        "counts: numbers of vectors, not shares of the batch": decay * old + (1 - decay) * new / 7,
     }
-    right = (digits * low).sum(1)
-    known = (words for words, values in mistakes.items() if torch.equal(ids, values))
-    said = f"ids: {right.tolist()}, not {ids.tolist()}"
-    assert torch.equal(ids, right), f"{said} ({next(known, 'a mixed base of 3, 5 and 7')})"
+    got = expect_tensor(got, right.shape, f"{case}, counts")
+    expect_near(got, right, mistakes, case, "the counts are wrong")
+    return right
 
 
-def _check_slope(fsq: Callable, half: Tensor) -> None:
-    """The gradient of the scaled tanh, as if there were no rounding."""
-    x = torch.tensor([[0.3, -0.2, 0.1], [1.0, 0.5, -2.0]], requires_grad=True)
-    wish = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.5, 4.0]])
-    y = fsq(x, list(LEVELS))[0]
-    lost = "no gradient: rounding needs a straight-through estimator"
-    assert y.requires_grad, lost
-    y.backward(wish)
-    assert x.grad is not None and x.grad.any(), lost
-    slope = (1 - x.detach().tanh() ** 2) * half
+def _check_batch_sums(got: Tensor, vectors: Tensor, old: Tensor, decay: float, case: str) -> Tensor:
+    """The averaged sum of the vectors of each code."""
+    chosen = F.one_hot(torch.tensor(CHOSEN), len(old)).float()
+    new, last = chosen.T @ vectors, torch.zeros_like(old)
+    last[[4, 1, 0]] = vectors[[5, 4, 6]]
+    right = decay * old + (1 - decay) * new
+    means = new / chosen.sum(0).clamp(min=1)[:, None]
     mistakes = {
-        "it goes past tanh and scale: straight through the rounding alone": wish,
-        "it goes past the scale: straight through the rounding alone": wish * slope / half,
-        "it goes past tanh: straight through the rounding alone": wish * half,
+        "sums: decay and 1 - decay are swapped": (1 - decay) * old + decay * new,
+        "sums: the new ones have the weight 1 - decay": decay * old + new,
+        "sums: these are of this batch alone; keep decay of the old ones": new,
+        "sums: these are the old ones": old,
+        "sums: add up the vectors of a code; this is their mean": decay * old + (1 - decay) * means,
+        "sums: sums[ids] = ... keeps one vector a code: add all of them": (
+            decay * old + (1 - decay) * last
+        ),
+        "sums: a code without vectors keeps its old sum here; it shrinks by decay too": (
+            torch.where(chosen.any(0)[:, None], right, old)
+        ),
     }
-    known = (words for words, values in mistakes.items() if near(x.grad, values))
-    said = "gradient: that of the scaled tanh"
-    assert near(x.grad, wish * slope), f"{said} ({next(known, 'as if nothing were rounded')})"
+    got = expect_tensor(got, right.shape, f"{case}, sums")
+    expect_near(got, right, mistakes, case, "the sums are wrong")
+    return right
+
+
+def _check_quotient(
+    got: Tensor, counts: Sequence[Tensor], sums: Sequence[Tensor], epsilon: float, case: str
+) -> None:
+    """The codes: (new, old) sums by (new, old) counts."""
+    (n, old_n), (m, old_m) = counts, sums
+    total, k = n.sum(), len(n)
+    parts = {
+        "codes: the counts are not smoothed": n,
+        "codes: smoothed counts must add up to N again: multiply by N": (
+            (n + epsilon) / (total + k * epsilon)
+        ),
+        "codes: epsilon is added, but the counts no longer add up to N": n + epsilon,
+        "codes: divide by the new counts, not by the old counts": _smooth(old_n, epsilon),
+        "codes: N is the sum of the averaged counts, not of this batch": (
+            (n + epsilon) / (total + k * epsilon) * 7
+        ),
+        "codes: K epsilon, one for each code, belongs to N below the line": (
+            (n + epsilon) / (total + epsilon) * total
+        ),
+    }
+    mistakes = {words: m / part[:, None] for words, part in parts.items()}
+    mistakes["codes: these are the sums; divide them by the smoothed counts"] = m
+    mistakes["codes: divide the new sums, not the old sums"] = old_m / _smooth(n, epsilon)[:, None]
+    got = expect_tensor(got, m.shape, f"{case}, codes")
+    lost = "codes: NaN or infinite; a code without vectors divides by zero: smooth the counts"
+    assert got.isfinite().all(), f"{case}: {lost}"
+    expect_near(got, m / _smooth(n, epsilon)[:, None], mistakes, case, "the codes are wrong")
+
+
+# 2.6: dead codes
+
+USED = [  # ids, number of codes, how often each occurs that does
+    ([[2, 2], [2, 2]], 5, [4]),
+    ([0, 1, 4, 5], 6, [1, 1, 1, 1]),
+    ([[3, 3, 0, 7], [3, 3, 0, 7]], 9, [4, 2, 2]),
+    ([6, 6, 6, 6, 6, 6, 6, 1], 8, [7, 1]),
+]
+
+
+def check_perplexity(perplexity: Callable[[Tensor, int], float]) -> None:
+    """One code, some that share equally, some that do not; never all codes."""
+    got, right = [], []
+    mistakes: dict[str, list[float]] = {name: [] for name in PERPLEXITY_MISTAKES}
+    cases = [f"ids {ids} of {k} codes" for ids, k, _ in USED]
+    for case, (ids, k, counts) in zip(cases, USED, strict=True):
+        answer = expect_number(perplexity(torch.tensor(ids), k), case)
+        hint = "0 ln 0 counts as 0; leave out codes that do not occur"
+        assert not math.isnan(answer), f"{case}: NaN ({hint})"
+        shares = [count / sum(counts) for count in counts]
+        got.append(answer)
+        right.append(math.exp(_entropy(shares)))
+        for name, count in PERPLEXITY_MISTAKES.items():
+            mistakes[name].append(count(shares, k))
+    compare_answers(cases, right, got, mistakes, same=lambda a, b: math.isclose(a, b, rel_tol=1e-3))
+
+
+def _entropy(shares: Sequence[float]) -> float:
+    """In nats."""
+    return -sum(share * math.log(share) for share in shares)
+
+
+PERPLEXITY_MISTAKES: dict[str, Callable[[list[float], int], float]] = {
+    "this is the entropy; take exp of it": lambda shares, k: _entropy(shares),
+    "the entropy has a minus sign": lambda shares, k: math.exp(-_entropy(shares)),
+    "this is the number of codes in use, however often": lambda shares, k: len(shares),
+    "bits need 2 ** entropy, nats exp": lambda s, k: math.exp(_entropy(s) / math.log(2)),
+    "the entropy in bits; perplexity is exp of the entropy in nats": (
+        lambda shares, k: _entropy(shares) / math.log(2)
+    ),
+    "the sum over the codes, not their mean": lambda s, k: math.exp(_entropy(s) / k),
+    "not a share of the codebook": lambda s, k: math.exp(_entropy(s)) / k,
+    "1 / sum of squares is another measure; use the entropy": (
+        lambda s, k: 1 / sum(share**2 for share in s)
+    ),
+}
+
+Restart = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+
+def check_restart(restart: Restart) -> None:
+    """Which codes move, where to, and how often; the random state is as it was afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        for counts in ([5.0, 0.5, 3.0], [0.5, 0.5, 0.5]):
+            _check_alive(restart, torch.tensor(counts))
+        for seed in range(20):
+            torch.manual_seed(seed)
+            _check_landing(restart)
+        torch.manual_seed(0)
+        _check_odds(restart)
+
+
+def _check_alive(restart: Restart, counts: Tensor) -> None:
+    """Where no count is below the threshold, nothing moves."""
+    codebook, vectors = torch.tensor([[0.0, 0], [9, 9], [2, 0]]), torch.tensor([[1.0, 1], [0, 3]])
+    got = restart(vectors.clone(), codebook.clone(), counts.clone(), 0.5)
+    got = expect_tensor(got, codebook.shape, "no dead code")
+    hint = "a code is dead if its count is below the threshold, not at it or above"
+    assert torch.equal(got, codebook), f"counts {counts.tolist()}, threshold 0.5: {hint}"
+
+
+def _check_landing(restart: Restart) -> None:
+    """Two dead codes, and one vector that no code is on."""
+    codebook = torch.tensor([[0.0, 0], [50, 50], [4, 0], [-60, 0]])
+    counts = torch.tensor([5.0, 0.2, 3.0, 0.1])
+    vectors = torch.tensor([[0.0, 0]] * 6 + [[4.0, 3]] + [[4.0, 0]] * 3)
+    got = restart(vectors.clone(), codebook.clone(), counts.clone(), 0.5)
+    got = expect_tensor(got, codebook.shape, "two dead codes")
+    for k in range(4):
+        same = torch.equal(got[k], codebook[k])
+        landed = (vectors == got[k]).all(1).any()
+        where = f"code {k}, count {counts[k]:g}, threshold 0.5"
+        if counts[k] >= 0.5:
+            assert same, f"{where}: it is alive, and must stay where it is"
+            continue
+        assert not same, f"{where}: it is dead, and has not moved"
+        hint = f"a dead code moves onto a vector of the batch, not to {got[k].tolist()}"
+        assert landed, f"{where}: {hint}"
+        hint = (
+            "weigh vectors by their squared distance from the nearest code, draw with replacement"
+        )
+        right = torch.equal(got[k], vectors[6])
+        assert right, f"{where}: it moved where a code is already ({hint})"
+
+
+def _check_odds(restart: Restart) -> None:
+    """Distances 1 and 3 from the nearest code: the odds are 1 to 9."""
+    codebook = torch.full((401, 1), 1000.0)
+    codebook[0] = 0
+    counts = torch.tensor([9.0] + [0.0] * 400)
+    got = restart(torch.tensor([[0.0], [1], [-3]]), codebook, counts, 0.5)
+    share = float((got[1:] == -3).float().mean())
+    hint = {0.5: "all are equally likely", 0.75: "square the distance", 1: "always the farthest"}
+    closest = min(hint, key=lambda odds: abs(odds - share))
+    said = f"vectors at distance 1 and 3: the farther one is drawn in {share:.0%} of cases, not 90%"
+    assert abs(share - 0.9) < 0.06, f"{said} ({hint[closest]})"
