@@ -61,9 +61,9 @@ def check_labels_of(labels_of: Callable[[list[int], list[int], int, int], Sequen
         assert not shifted, f"{name}: labels are not shifted here, the loss shifts them"
         for t, (mine, theirs) in enumerate(zip(got, right, strict=True)):
             what = f"{name}: the label of token {t} ({tok.decode([ids[t]])!r})"
-            assert mine in (ids[t], IGNORE), f"{what} is its id or {IGNORE}, not {mine}"
+            assert mine in (ids[t], IGNORE), f"{what} has to be its id or {IGNORE}, not {mine}"
             hint = _label_hint(ids, t, header, (end, image), theirs != IGNORE)
-            assert mine == theirs, f"{what} is {theirs}, not {mine} ({hint})"
+            assert mine == theirs, f"{what} has to be {theirs}, not {mine} ({hint})"
 
 
 def _label_hint(
@@ -213,7 +213,7 @@ def _splice_hint(got: Tensor, embed: Tensor, vectors: Tensor, number: int | None
     for other in range(len(flat)):
         if near(got, flat[other]):
             wrong = "vector {1} of image {0}".format(*divmod(other, vectors.shape[1]))
-            return f"has {wrong}, not {name}: both go in order, whichever row they are in"
+            return f"has {wrong}, not {name}: vectors go in order, whichever row they are in"
     return f"is a placeholder: {name} goes there, unchanged"
 
 
@@ -249,7 +249,7 @@ IMAGE_ID_MISTAKES: dict[str, Callable[[Tensor], Tensor]] = {
         lambda c: _marked(c.transpose(1, 2).flatten(1) + 50)
     ),
     "the marks are swapped": lambda c: _marked(c.flatten(1) + 50, 49, 48),
-    "the marks are ids of the text: only codes are moved": (
+    "text_size is added to the marks too: add it to the codes only": (
         lambda c: _marked(c.flatten(1) + 50, 98, 99)
     ),
     "the images are in another order": lambda c: _marked(c.flip(0).flatten(1) + 50),
@@ -303,9 +303,11 @@ def _gated(
     scale = {"scale": 1.0, "width": text.shape[1] ** 0.5}.get(flaw, q.shape[1] ** 0.5)
     scores = (q @ k.T / scale).masked_fill(mask if flaw == "mask" else ~mask, float("-inf"))
     scores = q @ k.T / scale if flaw == "no mask" else scores
+    scores = scores.clamp(min=-1e9) if flaw == "finite" else scores
     update = scores.softmax(dim=0 if flaw == "axis" else 1).nan_to_num() @ v @ out
     opened = {"gate": gate, "sigmoid": gate.sigmoid(), "open": torch.ones(1)}.get(flaw, gate.tanh())
-    kept = {"residual": 0 * text, "both": opened * text}.get(flaw, text)
+    sees = mask.any(dim=1, keepdim=True)
+    kept = {"residual": 0 * text, "both": opened * text, "late": sees * text}.get(flaw, text)
     return kept + opened * update
 
 
@@ -319,6 +321,8 @@ GATED_MISTAKES = {
     "the scores are divided by the root of the text's width, not the queries'": "width",
     "the mask is inverted: True means that the word may look": "mask",
     "the mask is not used": "no mask",
+    "a word that sees nothing gets the mean of all image vectors: its update is 0": "finite",
+    "a word that sees nothing loses its text: clear nan in the weights, not at the end": "late",
     "softmax over the words: each word has weights over the image, which sum to 1": "axis",
     "the keys are used as values: the values have weights of their own": "value",
 }

@@ -603,6 +603,15 @@ def gated_by_words(
     return text + gate.tanh() * (share @ (image @ value) @ out)
 
 
+def gated_finite(
+    text: Tensor, image: Tensor, mask: Tensor, gate: Tensor, weights: Weights
+) -> Tensor:
+    query, key, value, out = weights
+    scores = (text @ query) @ (image @ key).T / query.shape[1] ** 0.5
+    share = scores.masked_fill(~mask, -1e9).softmax(-1)
+    return text + gate.tanh() * (share @ (image @ value) @ out)
+
+
 def scaled(text: Tensor, image: Tensor, mask: Tensor, gate: Tensor, w: Weights) -> tuple:
     return text, image, mask, gate, (w[0] * w[0].shape[1] ** 0.5, *w[1:])
 
@@ -613,6 +622,8 @@ def scaled_by_width(text: Tensor, image: Tensor, mask: Tensor, gate: Tensor, w: 
 
 WRONG_GATED = {
     "nan": ("nan", gated_nan),
+    "a large number for minus infinity": ("mean of all", gated_finite),
+    "nan cleared at the end": ("not at the end", lambda *i: gated_nan(*i).nan_to_num()),
     "image asks": ("one vector for each", gated_image_asks),
     "no tanh": ("tanh", lambda *i: i[0] + i[3] * update(*i)),
     "sigmoid": ("sigmoid", lambda *i: i[0] + i[3].sigmoid() * update(*i)),
