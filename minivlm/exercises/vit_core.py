@@ -159,13 +159,18 @@ def check_unpatchify(my_unpatchify: Callable[[Tensor, int, int], Tensor]) -> Non
 # Class token and positions
 
 
+def joined(patches: Tensor, class_token: Tensor) -> Tensor:
+    """The class token in front, no positions."""
+    return torch.cat([class_token.expand(len(patches), -1, -1), patches], dim=1)
+
+
 def sequence(patches: Tensor, class_token: Tensor, positions: Tensor) -> Tensor:
     """(B, N, D), (1, 1, D), (1, 1 + N, D) -> (B, 1 + N, D)."""
-    return torch.cat([class_token.expand(len(patches), -1, -1), patches], dim=1) + positions
+    return joined(patches, class_token) + positions
 
 
 def class_last(patches: Tensor, class_token: Tensor, positions: Tensor) -> Tensor:
-    """The class token behind the patches."""
+    """The class token after the patches."""
     return torch.cat([patches, class_token.expand(len(patches), -1, -1)], dim=1) + positions
 
 
@@ -178,23 +183,23 @@ SEQUENCE_MISTAKES: Mistakes = {
     "the class token comes first, not last": class_last,
     "the class token has a position too: row 0 of the table": without_class_position,
     "the patches' positions start at row 1 of the table; yours are one row off": (
-        lambda patches, token, positions: torch.cat(
-            [token.expand(len(patches), -1, -1), patches + positions[:, :-1]], dim=1
+        lambda patches, token, positions: joined(patches + positions[:, :-1], token)
+    ),
+    "the positions are missing": lambda patches, token, positions: joined(patches, token),
+    "the class token is missing": lambda patches, token, positions: patches + positions[:, 1:],
+    "positions are added, not put beside the features": lambda patches, token, positions: torch.cat(
+        [joined(patches, token), positions.expand(len(patches), -1, -1)], dim=2
+    ),
+    "positions are added, not multiplied": lambda patches, token, positions: (
+        joined(patches, token) * positions
+    ),
+    "the class token is a learned vector, not the mean of the patches": (
+        lambda patches, token, positions: (
+            torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1) + positions
         )
     ),
-    "the positions are missing": lambda *given: sequence(*given[:2], 0 * given[2]),
-    "the class token is missing": lambda *given: given[0] + given[2][:, 1:],
-    "positions are added, not put beside the features": lambda *given: torch.cat(
-        [sequence(*given[:2], 0 * given[2]), given[2].expand(len(given[0]), -1, -1)], dim=2
-    ),
-    "positions are added, not multiplied": lambda *given: (
-        sequence(*given[:2], 0 * given[2]) * given[2]
-    ),
-    "the class token is a learned vector, not the mean of the patches": lambda *given: sequence(
-        given[0], given[0].mean(dim=1, keepdim=True), given[2]
-    ),
-    "put the class token in front of the patches; you added it to each": lambda *given: (
-        given[0] + given[1] + given[2][:, 1:]
+    "put the class token in front of the patches; you added it to each": (
+        lambda patches, token, positions: patches + token + positions[:, 1:]
     ),
 }
 
