@@ -239,8 +239,8 @@ def of_patches(my_resize: Resize, case: str, table: Tensor, old: Grid, new: Grid
     try:
         return my_resize(table, old, new)
     except (RuntimeError, ValueError) as error:
-        numbers = (str(table.numel()), str(table.shape[1]), "unflatten")
-        whole = any(number in str(error) for number in numbers)
+        known = (f"size {table.numel()}", f"({table.shape[1]}) in the input")
+        whole = any(words in str(error) for words in known)
         words = f"{case}: {table.shape[1]} rows do not fill the grid {old}: the class token"
         assert not whole, f"{words}'s row has no place in the image, take it off first"
         raise

@@ -89,7 +89,8 @@ def sample_photo(side: int = 224) -> Image.Image:
 
 
 def show_photo_in_patches(photo: Image.Image, patch: int = 16, corner: int = 3) -> Figure:
-    """A photograph with a frame of 7 x 7 patches, and those patches apart."""
+    """A photograph (in 48 colours) with a frame of 7 x 7 patches, and those patches apart."""
+    photo = photo.quantize(48).convert("RGB")  # a tenth of the bytes
     pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]  # (1, 3, H, W)
     across, step = photo.width // patch, patch + 3  # three white pixels between patches
     tiles = patchify(pixels, patch)[0].unflatten(1, (3, patch, patch)).permute(0, 2, 3, 1)
@@ -97,8 +98,8 @@ def show_photo_in_patches(photo: Image.Image, patch: int = 16, corner: int = 3) 
     for row, column in np.ndindex(7, 7):
         y, x = step * row, step * column
         page[y : y + patch, x : x + patch] = tiles[across * (row + 1) + column + corner]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.7), layout="constrained")
-    left.imshow(photo)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 3.3), layout="constrained")
+    left.imshow(photo, interpolation="nearest")
     place, side = (corner * patch, patch), 7 * patch
     left.add_patch(plt.Rectangle(place, side, side, fill=False, edgecolor="white", linewidth=2))
     left.set_title(f"{photo.height} x {photo.width} pixels", fontsize=9)
@@ -146,15 +147,14 @@ def show_position_maps(
 
 
 def show_starts(curves: Mapping[str, Sequence[float]], guessing: Sequence[str]) -> Figure:
-    """Losses; those that never leave the guess coincide, so one band shows their range."""
+    """Losses; those that never leave the guess coincide, so one line shows their mean."""
     figure, ax = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
     kept = {name: values for name, values in curves.items() if name not in guessing}
     show_curves(kept, smooth=15, ax=ax)
     window = np.ones(15) / 15
     flat = np.array([np.convolve(curves[name], window, mode="valid") for name in guessing])
-    steps, label = np.arange(14, 14 + flat.shape[1]), " / ".join(guessing)
-    band: dict[str, Any] = {"color": CYCLE[len(kept)], "alpha": 0.5, "linewidth": 0, "label": label}
-    ax.fill_between(steps, flat.min(0), flat.max(0), **band)
+    style: dict[str, Any] = {"color": CYCLE[len(kept)], "linestyle": DASHES[len(kept)]}
+    ax.plot(np.arange(14, 14 + flat.shape[1]), flat.mean(0), label=" / ".join(guessing), **style)
     ax.axhline(np.log(2), color="black", linestyle=":", linewidth=1, label="guessing: ln 2")
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=9)
