@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minivlm.exercises.answers import compare_answers, expect_number, expect_tensor, near
-from minivlm.exercises.vit_core import Mistakes, judge
+from minivlm.exercises.vit_core import Mistakes, judge_case
 from minivlm.plotting import effective_mask
 from minivlm.vit import EncoderBlock, ViT, ViTConfig, resize_positions
 
@@ -231,7 +231,7 @@ def check_resize_table(my_resize: Resize) -> None:
         table = torch.randn(1, 1 + old[0] * old[1], 8, generator=generator)
         case = f"{old} -> {new}"
         reader = partial(of_patches, my_resize, case)
-        judge(reader, resized, RESIZE_MISTAKES, (table, old, new), case)
+        judge_case(reader, resized, RESIZE_MISTAKES, (table, old, new), case)
 
 
 def of_patches(my_resize: Resize, case: str, table: Tensor, old: Grid, new: Grid) -> Tensor:

@@ -16,7 +16,9 @@ from minivlm.vit import EncoderBlock, patchify, unpatchify
 Mistakes = Mapping[str, Callable[..., Tensor]]  # what is wrong -> a function that does it
 
 
-def judge(function: Callable, right: Callable, mistakes: Mistakes, given: tuple, case: str) -> None:
+def judge_case(
+    function: Callable, right: Callable, mistakes: Mistakes, given: tuple, case: str
+) -> None:
     """One case: the shape, the values, and that nothing given has changed.
 
     A mistake that gives the very result is named; one that does not fit the case is passed over.
@@ -53,7 +55,7 @@ def grid_of(images: Tensor, patch: int) -> Tensor:
     return images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
 
 
-def moved(order: tuple[int, ...], images: Tensor, patch: int) -> Tensor:
+def in_order(order: tuple[int, ...], images: Tensor, patch: int) -> Tensor:
     """The six axes in some order, then as a sequence: (B, N, ...)."""
     rows, columns = images.shape[2] // patch, images.shape[3] // patch
     return grid_of(images, patch).permute(order).reshape(len(images), rows * columns, -1)
@@ -66,20 +68,20 @@ def sliding(images: Tensor, patch: int) -> Tensor:
 
 FORGOTTEN = "the numbers were never moved: a reshape alone mixes different patches in one row"
 PATCH_MISTAKES: Mistakes = {
-    FORGOTTEN: lambda images, patch: moved((0, 1, 2, 3, 4, 5), images, patch),
+    FORGOTTEN: lambda images, patch: in_order((0, 1, 2, 3, 4, 5), images, patch),
     "bring the grid's axes to the front before you flatten: each of your rows mixes several "
-    "patches": lambda images, patch: moved((0, 1, 2, 4, 3, 5), images, patch),
+    "patches": lambda images, patch: in_order((0, 1, 2, 4, 3, 5), images, patch),
     "the order inside a patch is (C, p, p), channels first; yours is channels last": (
-        lambda images, patch: moved((0, 2, 4, 3, 5, 1), images, patch)
+        lambda images, patch: in_order((0, 2, 4, 3, 5, 1), images, patch)
     ),
     "the order inside a patch is (C, p, p); yours has the channels in the middle": (
-        lambda images, patch: moved((0, 2, 4, 3, 1, 5), images, patch)
+        lambda images, patch: in_order((0, 2, 4, 3, 1, 5), images, patch)
     ),
     "the patches run column by column; reading order is row by row": (
-        lambda images, patch: moved((0, 4, 2, 1, 3, 5), images, patch)
+        lambda images, patch: in_order((0, 4, 2, 1, 3, 5), images, patch)
     ),
     "rows and columns inside a patch are exchanged": (
-        lambda images, patch: moved((0, 2, 4, 1, 5, 3), images, patch)
+        lambda images, patch: in_order((0, 2, 4, 1, 5, 3), images, patch)
     ),
     "this is F.unfold's (B, C * p * p, N): exchange the last two axes": sliding,
     "flatten the grid: N patches in one axis, not rows and columns in two": (
@@ -97,7 +99,7 @@ def check_patchify(my_patchify: Callable[[Tensor, int], Tensor]) -> None:
     for shape, patch in CUTS:
         images = torch.arange(float(torch.Size(shape).numel())).view(shape)
         case = f"images {shape}, patch {patch}"
-        judge(my_patchify, patchify, PATCH_MISTAKES, (images, patch), case)
+        judge_case(my_patchify, patchify, PATCH_MISTAKES, (images, patch), case)
 
 
 def assembled(order: tuple[int, ...], patches: Tensor, patch: int, rows: int) -> Tensor:
@@ -153,7 +155,7 @@ def check_unpatchify(my_unpatchify: Callable[[Tensor, int, int], Tensor]) -> Non
         images = torch.arange(float(torch.Size(shape).numel())).view(shape)
         given = (patchify(images, patch), patch, shape[2] // patch)
         case = f"patches {tuple(given[0].shape)} of images {shape}, {given[2]} row(s)"
-        judge(my_unpatchify, unpatchify, UNPATCH_MISTAKES, given, case)
+        judge_case(my_unpatchify, unpatchify, UNPATCH_MISTAKES, given, case)
 
 
 # Class token and positions
@@ -211,7 +213,7 @@ def check_tokens(my_tokens: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         shapes = [(batch, count, width), (1, 1, width), (1, 1 + count, width)]
         given = tuple(torch.randn(shape, generator=generator) for shape in shapes)
         case = f"{batch} image(s) of {count} patches, width {width}"
-        judge(partial(expanded, my_tokens, case), sequence, SEQUENCE_MISTAKES, given, case)
+        judge_case(partial(expanded, my_tokens, case), sequence, SEQUENCE_MISTAKES, given, case)
 
 
 def expanded(my_tokens: Callable, case: str, *given: Tensor) -> Tensor:
@@ -326,7 +328,7 @@ def check_attention(my_attention: Callable[[Tensor, Attention], Tensor]) -> None
         for projection in (layer.q, layer.k):
             projection.weight *= 3  # sharp enough to tell scales apart
         case = f"x ({batch}, {tokens}, {width}), {heads} head(s)"
-        judge(my_attention, applied, ATTENTION_MISTAKES, (x, layer), case)
+        judge_case(my_attention, applied, ATTENTION_MISTAKES, (x, layer), case)
 
 
 def applied(x: Tensor, layer: nn.Module) -> Tensor:
@@ -398,7 +400,7 @@ BLOCK_MISTAKES: Mistakes = {
 }
 
 
-def check_block(my_block: Callable[[Tensor, EncoderBlock], Tensor]) -> None:
+def check_encoder_block(my_block: Callable[[Tensor, EncoderBlock], Tensor]) -> None:
     """With norms whose weights differ."""
     torch.manual_seed(0)
     for batch, tokens, width in [(2, 5, 12), (1, 3, 8)]:
@@ -408,4 +410,4 @@ def check_block(my_block: Callable[[Tensor, EncoderBlock], Tensor]) -> None:
             norm.bias.normal_()
         x = 2 * torch.randn(batch, tokens, width) + 1
         case = f"x ({batch}, {tokens}, {width})"
-        judge(my_block, applied, BLOCK_MISTAKES, (x, block), case)
+        judge_case(my_block, applied, BLOCK_MISTAKES, (x, block), case)

@@ -438,12 +438,12 @@ WRONG_BLOCK = {
 
 @pytest.mark.parametrize("right", [block, block_in_one_line])
 def test_block_accepts_right_solutions(right: Callable) -> None:
-    accepts(core.check_block, right)
+    accepts(core.check_encoder_block, right)
 
 
 @pytest.mark.parametrize(("word", "wrong"), WRONG_BLOCK.values(), ids=WRONG_BLOCK)
 def test_block_names_the_mistake(word: str, wrong: Callable) -> None:
-    refuses(core.check_block, wrong, word)
+    refuses(core.check_encoder_block, wrong, word)
 
 
 # Parameters
