@@ -66,13 +66,12 @@ def as_rgb(image: Image.Image, paper: tuple[int, int, int] = (255, 255, 255)) ->
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """Cut images (B, C, H, W) into patches in reading order, (C, p, p) each: (B, N, C * p * p)."""
+    """(B, C, H, W) -> (B, N, C * p * p): patches, as (C, p, p), in reading order."""
     height, width = images.shape[-2:]
     if height % patch or width % patch:
-        raise ValueError(
-            f"an image of {height} x {width} pixels does not divide into patches of {patch}"
-        )
-    grid = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, C, rows, p, columns, p)
+        raise ValueError(f"patches of {patch} do not divide {height} x {width} pixels")
+    # (B, C, rows, p, columns, p)
+    grid = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
     return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
@@ -82,7 +81,8 @@ def unpatchify(patches: Tensor, patch: int, rows: int) -> Tensor:
         raise ValueError(
             f"{tuple(patches.shape)} are no patches of {patch} x {patch} in {rows} rows"
         )
-    grid = patches.unflatten(2, (-1, patch, patch)).unflatten(1, (rows, -1))  # (B, r, c, C, p, p)
+    # (B, rows, columns, C, p, p)
+    grid = patches.unflatten(2, (-1, patch, patch)).unflatten(1, (rows, -1))
     return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
@@ -152,7 +152,7 @@ class Patches(nn.Conv2d):
 
 
 class EncoderBlock(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): ViT (eq. 2 and 3), also CLIP and OPT."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): ViT (eq. 2, 3), CLIP and OPT."""
 
     def __init__(
         self, width: int, heads: int, hidden: int, *, eps: float, act: str, bias: bool = True
@@ -164,7 +164,7 @@ class EncoderBlock(nn.Module):
         self.mlp = MLP(width, hidden, act)
 
     def forward(self, x: Tensor, mask: Maybe = None, cache: LayerCache | None = None) -> Tensor:
-        """x (B, T, D), mask broadcastable to (B, h, T, S) -> (B, T, D); cache: of ``Attention``."""
+        """x (B, T, D), mask broadcastable to (B, h, T, S), cache -> (B, T, D)."""
         x = x + self.attention(self.norm1(x), mask, cache=cache)
         return x + self.mlp(self.norm2(x))
 

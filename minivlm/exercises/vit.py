@@ -1,17 +1,24 @@
-"""02 · Checks of notebook 02's exercises: each takes the reader's function, says what is wrong."""
+"""02 · Checks of the exercises of notebook 02: those at its end, and the position table.
+
+What the reader writes on the way to the whole model is checked in vit_core.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minivlm.exercises.answers import compare_answers, expect_number, expect_tensor, near
+from minivlm.exercises.vit_core import Mistakes, judge_case
 from minivlm.plotting import effective_mask
 from minivlm.vit import EncoderBlock, ViT, ViTConfig, resize_positions
 
 Grid = tuple[int, int]
+
 MODELS = {
     "no block": ViTConfig((32, 48), 16, 10, 0, 2, 24),
     "two blocks": ViTConfig((32, 48), 16, 10, 2, 2, 24),
@@ -106,55 +113,6 @@ def check_channels_last_matrix(channels_last_matrix: Callable[[Tensor], Tensor])
 
 # Exercise 3
 
-Resize = Callable[[Tensor, Grid, Grid], Tensor]
-
-
-def check_resize_table(resize_table: Resize) -> None:
-    """The class token's row stays, the patches' rows are interpolated."""
-    generator = torch.Generator().manual_seed(0)
-    grids = [((2, 3), (4, 3)), ((3, 3), (2, 6)), ((4, 4), (5, 5)), ((3, 5), (3, 5))]
-    for old, new in grids:
-        table = torch.randn(1, 1 + old[0] * old[1], 8, generator=generator)
-        case, given = f"{old} -> {new}", table.clone()
-        got = _resized(resize_table, given, old, new)
-        rows = 1 + new[0] * new[1]
-        only_patches = isinstance(got, Tensor) and tuple(got.shape) == (1, rows - 1, 8)
-        assert not only_patches, f"{case}: the class token's row is missing, put it back in front"
-        got = expect_tensor(got, (1, rows, 8), case)
-        assert torch.equal(given, table), f"{case}: the table that was given has changed"
-        last = near(got[:, -1], table[:, 0]) and not near(got[:, 0], table[:, 0])
-        assert not last, f"{case}: the class token's row comes first, not last"
-        kept = near(got[:, 0], table[:, 0], 1e-6)
-        assert kept, f"{case}: the class token's row must stay as it is"
-        patches = resize_positions(table[:, 1:], old, new)
-        assert near(got[:, 1:], patches), f"{case}: the rows of the patches differ" + (
-            _patch_mistake(got[:, 1:], table, old, new)
-        )
-
-
-def _resized(resize_table: Resize, table: Tensor, old: Grid, new: Grid) -> Tensor:
-    """The result, where the whole table in a grid is named for what it is."""
-    try:
-        return resize_table(table, old, new)
-    except RuntimeError as error:
-        whole = "unflatten" in str(error) or f"size {table.numel()}" in str(error)
-        words = f"{old} -> {new}: {table.shape[1]} rows do not fill the grid {old}: the class token"
-        assert not whole, f"{words}'s row has no place in the image, take it off first"
-        raise
-
-
-def _patch_mistake(got: Tensor, table: Tensor, old: Grid, new: Grid) -> str:
-    """What explains other rows."""
-    turned = resize_positions(table[:, 1:], old, new[::-1])
-    if near(got, turned):
-        return ": rows and columns of the new grid are exchanged"
-    if near(got, resize_positions(table[:, :-1], old, new)):
-        return ": the class token's row is the first, not the last"
-    return " from what vit.resize_positions gives"
-
-
-# Exercise 4
-
 
 def check_window_mask(window_mask: Callable[[int, int, int], Tensor]) -> None:
     """Every pair of patches, then what a block obeys."""
@@ -195,3 +153,94 @@ def _check_patches(mask: Tensor, right: Tensor, columns: int, case: str) -> None
     may = "must see" if right[tuple(wrong[0])] else "must not see"
     away = f"{down} row(s) and {across} column(s) away"
     raise AssertionError(f"{case}: patch {a} {may} patch {b}, {away}")
+
+
+# The position table
+
+Resize = Callable[[Tensor, Grid, Grid], Tensor]
+
+
+def resized(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    """The class token's row as it is, the others bicubic."""
+    return torch.cat([table[:, :1], resize_positions(table[:, 1:], old, new)], dim=1)
+
+
+def resized_with(table: Tensor, old: Grid, new: Grid, **options: Any) -> Tensor:
+    """The same, interpolated in another way."""
+    grid = table[:, 1:].unflatten(1, old).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, new, **options).flatten(2).transpose(1, 2)
+    return torch.cat([table[:, :1], grid], dim=1)
+
+
+def bare_view(table: Tensor, old: Grid, new: Grid, *, back: bool = False) -> Tensor:
+    """The features viewed as the first axis, or the result viewed as a table."""
+    grid = table[:, 1:].unflatten(1, old).permute(0, 3, 1, 2)
+    grid = grid if back else table[:, 1:].reshape(1, -1, *old)
+    grid = F.interpolate(grid, new, mode="bicubic")
+    rows = grid.reshape(1, -1, table.shape[2]) if back else grid.flatten(2).transpose(1, 2)
+    return torch.cat([table[:, :1], rows], dim=1)
+
+
+RESIZE_MISTAKES: Mistakes = {
+    "interpolate with mode='bicubic'; yours is bilinear": partial(resized_with, mode="bilinear"),
+    "interpolate with mode='bicubic'; yours is nearest, the default": partial(
+        resized_with, mode="nearest"
+    ),
+    "leave align_corners at False": partial(resized_with, mode="bicubic", align_corners=True),
+    "leave antialias at False": partial(resized_with, mode="bicubic", antialias=True),
+    "features are the last axis: permute to (1, D, rows, columns), a view mixes them": bare_view,
+    "transpose back to (1, M, D): a view mixes features and places": partial(bare_view, back=True),
+    "rows and columns of the new grid are exchanged": lambda table, old, new: resized(
+        table, old, new[::-1]
+    ),
+    "rows and columns of the old grid are exchanged": lambda table, old, new: resized(
+        table, old[::-1], new
+    ),
+    "the class token's row is the first, not the last": lambda table, old, new: torch.cat(
+        [table[:, :1], resize_positions(table[:, :-1], old, new)], dim=1
+    ),
+    "the class token's row is missing, put it back in front": lambda *given: resized(*given)[:, 1:],
+    "the class token's row comes first, not last": lambda *given: resized(*given).roll(-1, dims=1),
+    "the class token's row must stay as it is; yours became a mean": lambda table, old, new: (
+        torch.cat(
+            [table[:, 1:].mean(1, keepdim=True), resize_positions(table[:, 1:], old, new)], dim=1
+        )
+    ),
+    "the class token's row must stay as it is": lambda table, old, new: torch.cat(
+        [0 * table[:, :1], resize_positions(table[:, 1:], old, new)], dim=1
+    ),
+    "the table is an image of rows and columns; you interpolated it as one line": (
+        lambda table, old, new: torch.cat([table[:, :1], in_one_line(table[:, 1:], new)], dim=1)
+    ),
+    "the table is an image of rows and columns, after the class token's row": lambda t, old, new: (
+        in_one_line(t, new, extra=1)
+    ),
+}
+
+
+def in_one_line(table: Tensor, new: Grid, extra: int = 0) -> Tensor:
+    """Interpolated along the sequence."""
+    rows = extra + new[0] * new[1]
+    return F.interpolate(table.transpose(1, 2), rows, mode="linear").transpose(1, 2)
+
+
+def check_resize_table(my_resize: Resize) -> None:
+    """Larger, smaller, narrower and equal grids."""
+    generator = torch.Generator().manual_seed(0)
+    for old, new in [((2, 3), (4, 3)), ((3, 3), (2, 6)), ((4, 4), (5, 5)), ((3, 5), (3, 5))]:
+        table = torch.randn(1, 1 + old[0] * old[1], 8, generator=generator)
+        case = f"{old} -> {new}"
+        reader = partial(of_patches, my_resize, case)
+        judge_case(reader, resized, RESIZE_MISTAKES, (table, old, new), case)
+
+
+def of_patches(my_resize: Resize, case: str, table: Tensor, old: Grid, new: Grid) -> Tensor:
+    """The reader's result, where the whole table in a grid is named for what it is."""
+    try:
+        return my_resize(table, old, new)
+    except (RuntimeError, ValueError) as error:
+        known = (f"size {table.numel()}", f"({table.shape[1]}) in the input")
+        whole = any(words in str(error) for words in known)
+        words = f"{case}: {table.shape[1]} rows do not fill the grid {old}: the class token"
+        assert not whole, f"{words}'s row has no place in the image, take it off first"
+        raise

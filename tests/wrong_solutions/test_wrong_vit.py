@@ -11,9 +11,440 @@ from wrong_solutions import accepts, refuses
 
 from minivlm import vit
 from minivlm.exercises import vit as exercises
+from minivlm.exercises import vit_core as core
 from minivlm.vit import ViTConfig
 
 Grid = tuple[int, int]
+
+# Cut
+
+
+def by_loops(images: Tensor, patch: int) -> Tensor:
+    _, _, height, width = images.shape
+    corners = [(y, x) for y in range(0, height, patch) for x in range(0, width, patch)]
+    cut = [images[:, :, y : y + patch, x : x + patch].flatten(1) for y, x in corners]
+    return torch.stack(cut, dim=1)
+
+
+def by_unfold(images: Tensor, patch: int) -> Tensor:
+    return F.unfold(images, patch, stride=patch).transpose(1, 2)
+
+
+def six_axes(images: Tensor, patch: int) -> Tensor:
+    b, c, height, width = images.shape
+    return images.reshape(b, c, height // patch, patch, width // patch, patch)
+
+
+def cut_in_place(images: Tensor, patch: int) -> Tensor:
+    patches = by_loops(images, patch)
+    images.zero_()
+    return patches
+
+
+def rows_of(order: tuple[int, ...]) -> Callable[[Tensor, int], Tensor]:
+    def cut(images: Tensor, patch: int) -> Tensor:
+        moved = six_axes(images, patch).permute(order)
+        return moved.reshape(len(images), -1, images.shape[1] * patch**2)
+
+    return cut
+
+
+WRONG_PATCHIFY = {
+    "a bare reshape": (
+        "reshape alone",
+        lambda x, p: x.reshape(len(x), -1, x.shape[1] * p * p),
+    ),
+    "unfold twice, never permuted": (
+        "front",
+        lambda x, p: x.unfold(2, p, p).unfold(3, p, p).reshape(len(x), -1, x.shape[1] * p * p),
+    ),
+    "channels last": ("channels last", rows_of((0, 2, 4, 3, 5, 1))),
+    "channels in the middle": ("middle", rows_of((0, 2, 4, 3, 1, 5))),
+    "column by column": ("row by row", rows_of((0, 4, 2, 1, 3, 5))),
+    "transposed patches": ("exchanged", rows_of((0, 2, 4, 1, 5, 3))),
+    "unfold without transpose": (
+        "exchange the last two",
+        lambda x, p: F.unfold(x, p, stride=p),
+    ),
+    "the grid is not flattened": (
+        "flatten the grid",
+        lambda x, p: six_axes(x, p).permute(0, 2, 4, 1, 3, 5).flatten(3),
+    ),
+    "the patch is not flattened": (
+        "flatten each patch",
+        lambda x, p: six_axes(x, p).permute(0, 2, 4, 1, 3, 5).flatten(1, 2),
+    ),
+    "one image alone": ("shape", lambda x, p: by_loops(x[:1], p)[0]),
+    "three channels": ("shape", lambda x, p: by_loops(x, p).view(len(x), -1, 3 * p * p)),
+    "a square grid": (
+        "shape",
+        lambda x, p: by_loops(x, p)[:, : (x.shape[2] // p) ** 2],
+    ),
+    "a patch with overlap": ("shape", lambda x, p: F.unfold(x, p).transpose(1, 2)),
+    "in place": ("has changed", cut_in_place),
+    "backwards": ("values differ", lambda x, p: by_loops(x, p).flip(1)),
+    "returns nothing": ("return", lambda x, p: None),
+}
+
+
+@pytest.mark.parametrize("right", [by_loops, by_unfold, rows_of((0, 2, 4, 1, 3, 5))])
+def test_patchify_accepts_right_solutions(right: Callable) -> None:
+    accepts(core.check_patchify, right)
+
+
+@pytest.mark.parametrize(("word", "wrong"), WRONG_PATCHIFY.values(), ids=WRONG_PATCHIFY)
+def test_patchify_names_the_mistake(word: str, wrong: Callable) -> None:
+    refuses(core.check_patchify, wrong, word)
+
+
+def back_by_loops(patches: Tensor, patch: int, rows: int) -> Tensor:
+    b, n, values = patches.shape
+    columns = n // rows
+    images = patches.new_zeros(b, values // patch**2, rows * patch, columns * patch)
+    for i in range(n):
+        y, x = patch * (i // columns), patch * (i % columns)
+        images[:, :, y : y + patch, x : x + patch] = patches[:, i].reshape(b, -1, patch, patch)
+    return images
+
+
+def back_by_fold(patches: Tensor, patch: int, rows: int) -> Tensor:
+    size = (rows * patch, patches.shape[1] // rows * patch)
+    return F.fold(patches.transpose(1, 2), size, patch, stride=patch)
+
+
+def back_of(order: tuple[int, ...]) -> Callable[[Tensor, int, int], Tensor]:
+    def back(patches: Tensor, patch: int, rows: int) -> Tensor:
+        b, n, values = patches.shape
+        grid = patches.reshape(b, rows, n // rows, values // patch**2, patch, patch)
+        size = (b, values // patch**2, rows * patch, n // rows * patch)
+        return grid.permute(order).reshape(size)
+
+    return back
+
+
+def back_channels_last(patches: Tensor, patch: int, rows: int) -> Tensor:
+    last = patches.unflatten(2, (patch, patch, -1)).permute(0, 1, 4, 2, 3)
+    return back_by_loops(last.flatten(2), patch, rows)
+
+
+def back_in_place(patches: Tensor, patch: int, rows: int) -> Tensor:
+    images = back_by_loops(patches, patch, rows)
+    patches.zero_()
+    return images
+
+
+WRONG_UNPATCHIFY = {
+    "a bare reshape": ("reshape alone", back_of((0, 1, 2, 3, 4, 5))),
+    "the same permute again": ("once more", back_of((0, 2, 4, 1, 3, 5))),
+    "rows are columns": (
+        "H = rows",
+        lambda x, p, rows: back_by_loops(x, p, x.shape[1] // rows),
+    ),
+    "columns first": (
+        "right of patch 0",
+        lambda x, p, rows: back_by_loops(
+            x.unflatten(1, (-1, rows)).transpose(1, 2).flatten(1, 2), p, rows
+        ),
+    ),
+    "transposed patches": ("exchanged", back_of((0, 3, 1, 5, 2, 4))),
+    "places last": ("next to", back_of((0, 3, 4, 1, 5, 2))),
+    "channels forward only": ("come after", back_of((0, 3, 1, 2, 4, 5))),
+    "channels last": ("channels last", back_channels_last),
+    "a square grid": (
+        "shape",
+        lambda x, p, rows: back_by_loops(x[:, : rows * rows], p, rows),
+    ),
+    "no batch": ("shape", lambda x, p, rows: back_by_loops(x, p, rows)[0]),
+    "in place": ("has changed", back_in_place),
+    "returns nothing": ("return", lambda x, p, rows: None),
+}
+
+
+@pytest.mark.parametrize("right", [back_by_loops, back_by_fold, back_of((0, 3, 1, 4, 2, 5))])
+def test_unpatchify_accepts_right_solutions(right: Callable) -> None:
+    accepts(core.check_unpatchify, right)
+
+
+@pytest.mark.parametrize(("word", "wrong"), WRONG_UNPATCHIFY.values(), ids=WRONG_UNPATCHIFY)
+def test_unpatchify_names_the_mistake(word: str, wrong: Callable) -> None:
+    refuses(core.check_unpatchify, wrong, word)
+
+
+# The sequence
+
+
+def tokens(patches: Tensor, token: Tensor, positions: Tensor) -> Tensor:
+    token = token.repeat(len(patches), 1, 1)
+    return torch.cat([token, patches], dim=1) + positions
+
+
+def tokens_by_rows(patches: Tensor, token: Tensor, positions: Tensor) -> Tensor:
+    out = positions.repeat(len(patches), 1, 1)
+    out[:, 0] += token[0, 0]
+    out[:, 1:] += patches
+    return out
+
+
+def tokens_in_place(patches: Tensor, token: Tensor, positions: Tensor) -> Tensor:
+    token += positions[:, :1]
+    patches += positions[:, 1:]
+    return torch.cat([token.expand(len(patches), -1, -1), patches], dim=1)
+
+
+def row(patches: Tensor, token: Tensor) -> Tensor:
+    return token.expand(len(patches), -1, -1)
+
+
+WRONG_TOKENS = {
+    "not expanded": ("expand", lambda x, c, p: torch.cat([c, x], dim=1) + p),
+    "the class token last": ("first", lambda x, c, p: torch.cat([x, row(x, c)], dim=1) + p),
+    "no position for the class token": (
+        "row 0",
+        lambda x, c, p: torch.cat([row(x, c), x + p[:, 1:]], dim=1),
+    ),
+    "one row off": ("row 1", lambda x, c, p: torch.cat([row(x, c), x + p[:, :-1]], dim=1)),
+    "no positions": ("missing", lambda x, c, p: torch.cat([row(x, c), x], dim=1)),
+    "no class token": ("class token is missing", lambda x, c, p: x + p[:, 1:]),
+    "positions beside": (
+        "added",
+        lambda x, c, p: torch.cat([torch.cat([row(x, c), x], 1), p.expand(len(x), -1, -1)], dim=2),
+    ),
+    "multiplied": ("added", lambda x, c, p: torch.cat([row(x, c), x], dim=1) * p),
+    "the mean": (
+        "mean",
+        lambda x, c, p: torch.cat([x.mean(1, keepdim=True), x], dim=1) + p,
+    ),
+    "the class token added": ("in front", lambda x, c, p: x + c + p[:, 1:]),
+    "along the batch": ("axis 1", lambda x, c, p: torch.cat([row(x, c), x], dim=0)),
+    "in place": ("has changed", tokens_in_place),
+    "twice": ("values differ", lambda x, c, p: tokens(x, c, p) + p),
+    "returns nothing": ("return", lambda x, c, p: None),
+}
+
+
+@pytest.mark.parametrize("right", [tokens, tokens_by_rows])
+def test_tokens_accepts_right_solutions(right: Callable) -> None:
+    accepts(core.check_tokens, right)
+
+
+@pytest.mark.parametrize(("word", "wrong"), WRONG_TOKENS.values(), ids=WRONG_TOKENS)
+def test_tokens_names_the_mistake(word: str, wrong: Callable) -> None:
+    refuses(core.check_tokens, wrong, word)
+
+
+# Attention
+
+
+def attention(x: Tensor, layer: nn.Module) -> Tensor:
+    b, t, width = x.shape
+    size = (b, t, layer.heads, width // layer.heads)
+    q, k, v = (project(x).reshape(size).transpose(1, 2) for project in (layer.q, layer.k, layer.v))
+    weights = (q @ k.transpose(2, 3) / size[3] ** 0.5).softmax(dim=-1)
+    return layer.out((weights @ v).transpose(1, 2).reshape(b, t, width))
+
+
+def attention_by_heads(x: Tensor, layer: nn.Module) -> Tensor:
+    q, k, v = (torch.chunk(f(x), layer.heads, dim=-1) for f in (layer.q, layer.k, layer.v))
+    mixed = [F.scaled_dot_product_attention(*head) for head in zip(q, k, v, strict=True)]
+    return layer.out(torch.cat(mixed, dim=-1))
+
+
+def attention_by_einsum(x: Tensor, layer: nn.Module) -> Tensor:
+    q, k, v = (f(x).unflatten(-1, (layer.heads, -1)) for f in (layer.q, layer.k, layer.v))
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
+    return layer.out(torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v).flatten(2))
+
+
+def heads_of(
+    x: Tensor, layer: nn.Module, scale: float = 1.0, over: int = -1, merged: bool = True
+) -> Tensor:
+    q, k, v = (
+        f(x).unflatten(-1, (layer.heads, -1)).transpose(1, 2) for f in (layer.q, layer.k, layer.v)
+    )
+    mixed = (q @ k.transpose(2, 3) * scale).softmax(dim=over) @ v
+    return mixed.transpose(1, 2).flatten(2) if merged else mixed.reshape(x.shape)
+
+
+def size_of(x: Tensor, layer: nn.Module) -> float:
+    return x.shape[2] / layer.heads
+
+
+def one_head(x: Tensor, layer: nn.Module) -> Tensor:
+    return layer.out(F.scaled_dot_product_attention(layer.q(x), layer.k(x), layer.v(x)))
+
+
+def reshaped_heads(x: Tensor, layer: nn.Module) -> Tensor:
+    b, t, width = x.shape
+    q, k, v = (f(x).reshape(b, layer.heads, t, -1) for f in (layer.q, layer.k, layer.v))
+    mixed = F.scaled_dot_product_attention(q, k, v)
+    return layer.out(mixed.transpose(1, 2).reshape(b, t, width))
+
+
+def among_heads(x: Tensor, layer: nn.Module) -> Tensor:
+    q, k, v = (f(x).unflatten(-1, (layer.heads, -1)) for f in (layer.q, layer.k, layer.v))
+    return layer.out(F.scaled_dot_product_attention(q, k, v).flatten(2))
+
+
+def causal_attention(x: Tensor, layer: nn.Module) -> Tensor:
+    return layer(x, torch.ones(x.shape[1], x.shape[1]).tril().bool())
+
+
+def values_of(x: Tensor, layer: nn.Module, value: Tensor, key: Tensor | None = None) -> Tensor:
+    key = layer.k(x) if key is None else key
+    parts = (layer.q(x), key, value)
+    q, k, v = (part.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in parts)
+    return layer.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def right_scale(x: Tensor, layer: nn.Module) -> float:
+    return size_of(x, layer) ** -0.5
+
+
+WRONG_ATTENTION = {
+    "not scaled": ("not divided", lambda x, layer: layer.out(heads_of(x, layer))),
+    "scaled by the width": (
+        "width of a head",
+        lambda x, layer: layer.out(heads_of(x, layer, x.shape[2] ** -0.5)),
+    ),
+    "divided by d": (
+        "not by d",
+        lambda x, layer: layer.out(heads_of(x, layer, 1 / size_of(x, layer))),
+    ),
+    "multiplied": (
+        "multiplied",
+        lambda x, layer: layer.out(heads_of(x, layer, size_of(x, layer) ** 0.5)),
+    ),
+    "one head": ("one head", one_head),
+    "reshaped to heads": ("mixes tokens", reshaped_heads),
+    "among the heads": ("same token", among_heads),
+    "heads reshaped back": (
+        "transpose back",
+        lambda x, layer: layer.out(heads_of(x, layer, right_scale(x, layer), merged=False)),
+    ),
+    "softmax over queries": (
+        "over the keys",
+        lambda x, layer: layer.out(heads_of(x, layer, right_scale(x, layer), over=-2)),
+    ),
+    "softmax over heads": (
+        "not over the heads",
+        lambda x, layer: layer.out(heads_of(x, layer, right_scale(x, layer), over=1)),
+    ),
+    "no output projection": (
+        "layer.out",
+        lambda x, layer: heads_of(x, layer, right_scale(x, layer)),
+    ),
+    "x as values": ("not x itself", lambda x, layer: values_of(x, layer, x)),
+    "keys as values": ("not the keys", lambda x, layer: values_of(x, layer, layer.k(x))),
+    "queries as keys": (
+        "layer.k",
+        lambda x, layer: values_of(x, layer, layer.v(x), layer.q(x)),
+    ),
+    "causal": ("no future", causal_attention),
+    "a residual": ("values differ", lambda x, layer: x + layer(x)),
+    "no batch": ("shape", lambda x, layer: layer(x)[0]),
+    "in place": ("has changed", lambda x, layer: layer(x.mul_(1.5))),
+    "returns nothing": ("return", lambda x, layer: None),
+}
+
+
+@pytest.mark.parametrize("right", [attention, attention_by_heads, attention_by_einsum])
+def test_attention_accepts_right_solutions(right: Callable) -> None:
+    accepts(core.check_attention, right)
+
+
+@pytest.mark.parametrize(("word", "wrong"), WRONG_ATTENTION.values(), ids=WRONG_ATTENTION)
+def test_attention_names_the_mistake(word: str, wrong: Callable) -> None:
+    refuses(core.check_attention, wrong, word)
+
+
+# The block
+
+
+def block(x: Tensor, b: nn.Module) -> Tensor:
+    x = x + b.attention(b.norm1(x))
+    return x + b.mlp(b.norm2(x))
+
+
+def block_in_one_line(x: Tensor, b: nn.Module) -> Tensor:
+    middle = torch.add(b.attention(b.norm1(x)), x)
+    return b.mlp.down(F.gelu(b.mlp.up(b.norm2(middle)))) + middle
+
+
+def block_post_norm(x: Tensor, b: nn.Module) -> Tensor:
+    x = b.norm1(x + b.attention(x))
+    return b.norm2(x + b.mlp(x))
+
+
+def block_on_copies(x: Tensor, b: nn.Module) -> Tensor:
+    x = b.norm1(x)
+    x = x + b.attention(x)
+    x = b.norm2(x)
+    return x + b.mlp(x)
+
+
+def block_on_first_copy(x: Tensor, b: nn.Module) -> Tensor:
+    x = b.norm1(x)
+    x = x + b.attention(x)
+    return x + b.mlp(b.norm2(x))
+
+
+def block_mlp_first(x: Tensor, b: nn.Module) -> Tensor:
+    x = x + b.mlp(b.norm2(x))
+    return x + b.attention(b.norm1(x))
+
+
+def block_without_first_residual(x: Tensor, b: nn.Module) -> Tensor:
+    x = b.attention(b.norm1(x))
+    return x + b.mlp(b.norm2(x))
+
+
+def block_with(first: Callable, second: Callable) -> Callable[[Tensor, nn.Module], Tensor]:
+    def run(x: Tensor, b: nn.Module) -> Tensor:
+        x = x + b.attention(first(b)(x))
+        return x + b.mlp(second(b)(x))
+
+    return run
+
+
+def block_in_place(x: Tensor, b: nn.Module) -> Tensor:
+    x += b.attention(b.norm1(x))
+    x += b.mlp(b.norm2(x))
+    return x
+
+
+WRONG_BLOCK = {
+    "post-norm": ("post-norm", block_post_norm),
+    "no residual": ("both residuals", lambda x, b: b.mlp(b.norm2(b.attention(b.norm1(x))))),
+    "no residual at attention": ("attention's residual", block_without_first_residual),
+    "no residual at the MLP": (
+        "MLP's residual",
+        lambda x, b: b.mlp(b.norm2(x + b.attention(b.norm1(x)))),
+    ),
+    "in parallel": (
+        "old one",
+        lambda x, b: x + b.attention(b.norm1(x)) + b.mlp(b.norm2(x)),
+    ),
+    "added to the copies": ("both sums", block_on_copies),
+    "added to the first copy": ("normalised copy", block_on_first_copy),
+    "MLP first": ("attention comes first", block_mlp_first),
+    "one norm for both": ("its own norm", block_with(lambda b: b.norm1, lambda b: b.norm1)),
+    "norms exchanged": ("norm1 belongs", block_with(lambda b: b.norm2, lambda b: b.norm1)),
+    "no norms": ("norms are missing", block_with(lambda b: nn.Identity(), lambda b: nn.Identity())),
+    "no second norm": ("MLP has no norm", block_with(lambda b: b.norm1, lambda b: nn.Identity())),
+    "in place": ("has changed", block_in_place),
+    "returns nothing": ("return", lambda x, b: None),
+}
+
+
+@pytest.mark.parametrize("right", [block, block_in_one_line])
+def test_block_accepts_right_solutions(right: Callable) -> None:
+    accepts(core.check_encoder_block, right)
+
+
+@pytest.mark.parametrize(("word", "wrong"), WRONG_BLOCK.values(), ids=WRONG_BLOCK)
+def test_block_names_the_mistake(word: str, wrong: Callable) -> None:
+    refuses(core.check_encoder_block, wrong, word)
+
 
 # Parameters
 
@@ -173,10 +604,31 @@ def resize_in_place(table: Tensor, old: Grid, new: Grid) -> Tensor:
     return resized
 
 
-def resize_other_mode(table: Tensor, old: Grid, new: Grid) -> Tensor:
-    grid = table[:, 1:].unflatten(1, old).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, new, mode="bilinear").flatten(2).transpose(1, 2)
+def resize_with(**options: object) -> Callable[[Tensor, Grid, Grid], Tensor]:
+    def resize(table: Tensor, old: Grid, new: Grid) -> Tensor:
+        grid = table[:, 1:].unflatten(1, old).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, new, **options).flatten(2).transpose(1, 2)
+        return torch.cat([table[:, :1], grid], 1)
+
+    return resize
+
+
+def resize_viewed(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    grid = table[:, 1:].reshape(1, table.shape[2], *old)
+    grid = F.interpolate(grid, new, mode="bicubic").flatten(2).transpose(1, 2)
     return torch.cat([table[:, :1], grid], 1)
+
+
+def resize_viewed_back(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    grid = table[:, 1:].unflatten(1, old).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, new, mode="bicubic")
+    return torch.cat([table[:, :1], grid.reshape(1, -1, table.shape[2])], 1)
+
+
+def resize_patches_in_a_line(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    patches = table[:, 1:].transpose(1, 2)
+    patches = F.interpolate(patches, new[0] * new[1], mode="linear").transpose(1, 2)
+    return torch.cat([table[:, :1], patches], 1)
 
 
 def rows(table: Tensor, old: Grid, new: Grid) -> Tensor:
@@ -207,8 +659,14 @@ WRONG_RESIZE = {
         "exchanged",
         lambda t, o, n: torch.cat([t[:, :1], rows(t, o, n[::-1])], 1),
     ),
-    "in one dimension": ("vit.resize_positions", resize_in_one_dimension),
-    "another interpolation": ("rows of the patches", resize_other_mode),
+    "the whole table in a line": ("after the class token", resize_in_one_dimension),
+    "the patches in a line": ("one line", resize_patches_in_a_line),
+    "bilinear": ("bilinear", resize_with(mode="bilinear")),
+    "the default mode": ("nearest", resize_with()),
+    "aligned corners": ("align_corners", resize_with(mode="bicubic", align_corners=True)),
+    "antialiased": ("antialias", resize_with(mode="bicubic", antialias=True)),
+    "viewed, not permuted": ("permute", resize_viewed),
+    "viewed back": ("transpose back", resize_viewed_back),
     "in place": ("has changed", resize_in_place),
     "unchanged": ("shape", lambda t, o, n: t),
     "returns nothing": ("return", lambda t, o, n: None),
