@@ -1,0 +1,388 @@
+"""00 · Checks of notebook 00's exercises: attention, masks, positions, the block, the loss.
+
+Each takes the reader's function and says what is wrong. The checks of decoding and of the last
+exercises are in decoding.py.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minivlm.exercises.answers import expect_number, expect_tensor, near
+from minivlm.parts.layers import attend, merge_heads, split_heads
+from minivlm.parts.masks import causal
+from minivlm.parts.rope import rotary_tables, rotate
+
+EPS = 1e-6  # of the norms in a block
+
+
+def random_tensors(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
+    """Normal numbers, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def random_mask(queries: int, keys: int) -> Tensor:
+    """True = may attend: (T, S); every query sees its first key, and no two see the same."""
+    generator = torch.Generator().manual_seed(queries)
+    mask = torch.rand(queries, keys, generator=generator) < 0.5
+    mask[:, 0] = True
+    mask[0, 1:] = False
+    return mask
+
+
+def expect_values(got: Tensor, right: Tensor, mistakes: Mapping[str, Tensor], case: str) -> None:
+    """The right numbers, or the mistake that gives what the reader got."""
+    nan = bool(got.isnan().any()) if got.is_floating_point() else False
+    assert not nan, f"{case}: the result holds NaN: an exp overflows, or a row has no finite score"
+    if near(got, right):
+        return
+    same = (what for what, wrong in mistakes.items() if wrong.shape == got.shape)
+    known = (what for what in same if near(got, mistakes[what]))
+    raise AssertionError(f"{case}: {next(known, 'the right shape, but other numbers')}")
+
+
+# Attention
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def check_attend(my_attend: Attend) -> None:
+    """Against the package; as many queries as keys, or more, or fewer, and values of own width."""
+    for seed, (queries, keys, width, out) in enumerate([(3, 5, 4, 6), (6, 2, 9, 3), (4, 4, 4, 4)]):
+        q, k, v = random_tensors(seed, (queries, width), (keys, width), (keys, out))
+        case, mask = f"q {(queries, width)}, k {(keys, width)}", random_mask(queries, keys)
+        got = my_attend(q, k, v, mask)
+        weights = isinstance(got, Tensor) and got.shape == (queries, keys) != (queries, out)
+        assert not weights, f"{case}: these are the weights; multiply them with v"
+        got = expect_tensor(got, (queries, out), case)
+        right = attend(q[None, None], k[None, None], v[None, None], mask)[0, 0]
+        expect_values(got, right, attend_mistakes(q, k, v, mask), case)
+    q, k, v = random_tensors(9, (3, 4), (5, 4), (5, 2))
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    got = expect_tensor(my_attend(1000 * q, k, v, mask), (3, 2), "large scores")
+    right = attend(1000 * q[None, None], k[None, None], v[None, None])[0, 0]
+    expect_values(got, right, {}, "large scores")
+
+
+def attend_mistakes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What likely slips give."""
+    scores, d = q @ k.T, q.shape[1]
+    scaled = scores / d**0.5
+    hidden = scaled.masked_fill(~mask, -torch.inf)
+    inverted = scaled.masked_fill(mask, -torch.inf).softmax(1).nan_to_num()
+    return {
+        "divide the scores by the square root of d": (scores + hidden - scaled).softmax(1) @ v,
+        "divide by the square root of d, not by d": (hidden / d**0.5).softmax(1) @ v,
+        "d is the width of a query, not of a value": (
+            (hidden * (d / v.shape[1]) ** 0.5).softmax(1) @ v
+        ),
+        "d is the width of a query, not the number of keys": (
+            (hidden * (d / len(k)) ** 0.5).softmax(1) @ v
+        ),
+        "the softmax runs over the keys: each row of weights sums to 1": (
+            hidden.softmax(0).nan_to_num() @ v
+        ),
+        "the mask is not used": scaled.softmax(1) @ v,
+        "True means may attend: the mask is the wrong way round": inverted @ v,
+        "mask the scores before the softmax, so that the weights still sum to 1": (
+            scaled.softmax(1) * mask @ v
+        ),
+        "a hidden score of 0 still gets weight: fill with minus infinity": (
+            (scaled * mask).softmax(1) @ v
+        ),
+        "there is no softmax": scaled.masked_fill(~mask, 0) @ v,
+    }
+
+
+# The causal mask
+
+
+def check_causal(my_causal: Callable[[int, int], Tensor]) -> None:
+    """Squares, and the rectangles of a cache."""
+    for length, past in [(4, 0), (3, 2), (1, 5), (2, 3)]:
+        case = f"length {length}, past {past}"
+        got = my_causal(length, past)
+        square = past and isinstance(got, Tensor) and tuple(got.shape) == (length, length)
+        assert not square, f"{case}: the cached keys need columns, too: (T, past + T)"
+        got = expect_tensor(got, (length, past + length), case)
+        assert got.dtype == torch.bool, f"{case}: give a bool mask, not {got.dtype}"
+        for mistake, wrong in causal_mistakes(length, past).items():
+            same = torch.equal(got, wrong) and not torch.equal(wrong, causal(length, past))
+            assert not same, f"{case}: {mistake}"
+        wrong_pairs = (got != causal(length, past)).nonzero().tolist()
+        where = f"query {wrong_pairs[0][0]}, key {wrong_pairs[0][1]}" if wrong_pairs else ""
+        assert not wrong_pairs, f"{case}: wrong at {where}"
+
+
+def causal_mistakes(length: int, past: int) -> dict[str, Tensor]:
+    """What likely slips give."""
+    full, right = torch.ones(length, past + length, dtype=torch.bool), causal(length, past)
+    return {
+        "a token sees itself, too": full.tril(past - 1),
+        "True means may attend: the mask is the wrong way round": ~right,
+        "a token sees what came before it, not what follows": full.triu(past),
+        "the first query has position past: it sees all cached keys": full.tril(),
+        "the cached keys come first, the new ones after them": right.flip(1),
+        "every query sees every key": full,
+    }
+
+
+# Many heads
+
+Grouped = Callable[[Tensor, Tensor, Tensor, int, int, Tensor], Tensor]
+
+
+def check_grouped_attention(my_grouped_attention: Grouped) -> None:
+    """Against the package, for groups of three heads, of two, of one, and one group."""
+    for heads, kv_heads, width in [(6, 2, 4), (4, 2, 3), (3, 3, 2), (3, 1, 5)]:
+        shapes = (4, heads * width), (5, kv_heads * width), (5, kv_heads * width)
+        q, k, v = random_tensors(heads, *shapes)
+        case, mask = f"{heads} query heads, {kv_heads} key-value heads", random_mask(4, 5)
+        got = my_grouped_attention(q, k, v, heads, kv_heads, mask)
+        got = expect_tensor(got, shapes[0], case)
+        split = partial(split_heads, heads=heads), partial(split_heads, heads=kv_heads)
+        parts = split[0](q[None]), split[1](k[None]), split[1](v[None])
+        right = merge_heads(attend(*parts, mask))[0]
+        expect_values(got, right, grouped_mistakes(*parts, mask), case)
+
+
+def grouped_mistakes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What likely slips give, of heads that are split: (1, h, T, d) each."""
+    group, kv_heads = q.shape[1] // k.shape[1], k.shape[1]
+    shared = [i % kv_heads for i in range(q.shape[1])]
+    every, first = attend(q, k, v, mask), [0] * q.shape[1]
+    strided = [t.flatten(1, 2).unflatten(1, t.shape[1:3]) for t in (q, k, v)]
+    strided = [merge_heads(t).unflatten(-1, (-1, t.shape[1])).movedim(-1, 1) for t in strided]
+    raw = merge_heads(attend(q * q.shape[1] ** -0.5, k, v, mask))
+    out = {
+        "neighbouring query heads share: head i reads head i // (heads / kv_heads)": (
+            merge_heads(attend(q, k[:, shared], v[:, shared], mask))
+        ),
+        "every query head reads key-value head 0": (
+            merge_heads(attend(q, k[:, first], v[:, first], mask))
+        ),
+        "the mask is not used": merge_heads(attend(q, k, v)),
+        "the scale is the square root of a head's width, not of all heads'": raw,
+        "the heads are put together in the wrong order: head 0 fills the first d features": (
+            every.permute(0, 2, 3, 1).flatten(2)
+        ),
+        "reshape mixes tokens and heads: transpose them before you join the heads": (
+            every.flatten(1).unflatten(1, (q.shape[2], -1))
+        ),
+        "a head is d neighbouring features, not every h-th one": (
+            attend(*strided, mask).movedim(1, -1).flatten(2)
+        ),
+        "divide the scores by the square root of a head's width": (
+            merge_heads(attend(q * q.shape[-1] ** 0.5, k, v, mask))
+        ),
+    }
+    if group == 1:  # nothing is shared: these are right
+        del out["neighbouring query heads share: head i reads head i // (heads / kv_heads)"]
+    return {name: wrong[0] for name, wrong in out.items()}
+
+
+# Positions
+
+
+def check_rotary(my_rotate: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    """Against the package; positions with gaps, and thetas other than 10,000."""
+    cases = [([0, 3, 1], 8, 10_000.0), ([5, 2], 6, 500.0), ([7, 0, 4, 9], 4, 10.0)]
+    for seed, (places, width, theta) in enumerate(cases):
+        (x,), positions = random_tensors(seed, (len(places), width)), torch.tensor(places)
+        case, given = f"positions {places}, d = {width}, theta = {theta:,.0f}", x.clone()
+        got = expect_tensor(my_rotate(given, positions, theta), x.shape, case)
+        assert torch.equal(given, x), f"{case}: the tensor that was given has changed"
+        right = rotate(x, *rotary_tables(positions, width, theta))
+        expect_values(got, right, rotary_mistakes(x, positions, theta), case)
+
+
+def turned(x: Tensor, angles: Tensor) -> Tensor:
+    """The pairs (i, i + d/2) of x (T, d), turned by angles (T, d/2)."""
+    a, b = x.chunk(2, dim=1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=1)
+
+
+def rotary_mistakes(x: Tensor, positions: Tensor, theta: float) -> dict[str, Tensor]:
+    """What likely slips give."""
+    half, place = x.shape[1] // 2, positions[:, None].float()
+    i = torch.arange(half)
+    frequencies = theta ** (-i / half)
+    angles = place * frequencies
+    pairs = x.unflatten(1, (half, 2)).transpose(1, 2).flatten(1)  # evens, then odds
+    beside = turned(pairs, angles).unflatten(1, (2, half)).transpose(1, 2).flatten(1)
+    a, b = x.chunk(2, dim=1)
+    return {
+        "the pairs are (i, i + d/2), not (2i, 2i + 1)": beside,
+        "it turns the other way: x1 cos - x2 sin, x2 cos + x1 sin": turned(x, -angles),
+        "the exponent is -2i/d: the last frequency is near 1/theta": (
+            turned(x, place * theta ** (-i / x.shape[1]))
+        ),
+        "the exponent is -2i/d, i counts pairs: it has been halved": (
+            turned(x, place * theta ** (-2 * i / half))
+        ),
+        "the exponent is negative: later pairs turn more slowly": turned(x, place * theta ** (i / half)),
+        "the positions are given, they are not 0, 1, 2": (
+            turned(x, torch.arange(len(x))[:, None] * frequencies)
+        ),
+        "theta is an argument, not always 10,000": turned(x, place * 10_000.0 ** (-i / half)),
+        "every pair has its own frequency": turned(x, place.expand(-1, half)),
+        "the second half needs x1, too: x2 cos + x1 sin": (
+            torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos()], dim=1)
+        ),
+        "positions turn a vector, they are not added to it": (
+            x + torch.cat([angles.cos(), angles.sin()], dim=1)
+        ),
+    }
+
+
+# The block
+
+Weights = tuple[Tensor, ...]  # norm1, norm2, gate, up, down
+Block = Callable[..., Tensor]
+
+
+def check_block(my_block: Block) -> None:
+    """With an attention that mixes tokens, and a stream so faint that eps matters."""
+    for seed, (tokens, width, hidden, scale) in enumerate([(3, 4, 7, 1.0), (5, 6, 3, 1e-3)]):
+        shapes = (tokens, width), (width,), (width,), (hidden, width), (hidden, width)
+        x, *weights, mix = random_tensors(seed, *shapes, (width, hidden), (tokens, tokens))
+        case = f"x {(tokens, width)}" + (" of about 0.001" if scale < 1 else "")
+        attention, given = partial(torch.matmul, mix), scale * x
+        got = my_block(given, attention, *weights)
+        got = expect_tensor(got, x.shape, case)
+        assert torch.equal(given, scale * x), f"{case}: the x that was given has changed"
+        right = plain_block(scale * x, attention, tuple(weights))
+        mistakes = block_mistakes(scale * x, attention, tuple(weights))
+        expect_values(got, right, mistakes, case)
+
+
+def rms(x: Tensor, weight: Tensor, eps: float = EPS) -> Tensor:
+    """x over its root mean square, times the weight."""
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
+
+
+def gated(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """SwiGLU."""
+    return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+
+def plain_block(
+    x: Tensor, attention: Callable, weights: Weights, norm: Callable = rms, mlp: Callable = gated
+) -> Tensor:
+    """The block, with another norm or another MLP where that is the mistake."""
+    norm1, norm2, *matrices = weights
+    x = x + attention(norm(x, norm1))
+    return x + mlp(norm(x, norm2), *matrices)
+
+
+def block_mistakes(x: Tensor, attention: Callable, weights: Weights) -> dict[str, Tensor]:
+    """What likely slips give."""
+    norm1, norm2, *matrices = weights
+    after, block = x + attention(rms(x, norm1)), partial(plain_block, x, attention)
+    ones, mean = torch.ones_like(norm1), partial(torch.mean, dim=-1, keepdim=True)
+    first = rms(x + attention(x), norm1)
+    return {
+        "attention's result is added to x, it does not replace it": (
+            attention(rms(x, norm1)) + gated(rms(attention(rms(x, norm1)), norm2), *matrices)
+        ),
+        "the MLP's result is added to the stream, it does not replace it": (
+            gated(rms(after, norm2), *matrices)
+        ),
+        "this is post-norm: the norm comes before attention and before the MLP": (
+            rms(first + gated(first, *matrices), norm2)
+        ),
+        "the MLP reads the stream after attention, not x": (
+            after + gated(rms(x, norm2), *matrices)
+        ),
+        "the second residual adds the stream after attention, not x": (
+            x + gated(rms(after, norm2), *matrices)
+        ),
+        "the second half reads a normed copy, too": after + gated(after, *matrices),
+        "attention reads a normed copy, too": block(
+            (*weights,), lambda y, w: y if w is norm1 else rms(y, w)
+        ),
+        "RMSNorm subtracts no mean": block(weights, lambda y, w: rms(y - mean(y), w)),
+        "the norms have weights": block((ones, ones, *matrices)),
+        "the second half has its own norm weight": block((norm1, norm1, *matrices)),
+        "the norm divides by the root of the mean square": block(
+            weights, lambda y, w: y / (mean(y.square()) + EPS) * w
+        ),
+        "the mean square is over the features of a token, not over the tokens": block(
+            weights, lambda y, w: y * (y.square().mean(0) + EPS).rsqrt() * w
+        ),
+        "it is the mean of the squares, not their sum": block(
+            weights, lambda y, w: y * (y.square().sum(-1, keepdim=True) + EPS).rsqrt() * w
+        ),
+        "eps = 1e-6 is added to the mean square": block(weights, lambda y, w: rms(y, w, 0.0)),
+        "eps is added under the root": block(
+            weights, lambda y, w: y / (mean(y.square()).sqrt() + EPS) * w
+        ),
+        "silu is applied to the gate": block(
+            weights, mlp=lambda y, g, u, d: (y @ g.T * (y @ u.T)) @ d.T
+        ),
+        "silu is applied to the gate alone, not to up": block(
+            weights, mlp=lambda y, g, u, d: gated(y, u, g, d)
+        ),
+        "silu is applied to the gate alone, not to the product": block(
+            weights, mlp=lambda y, g, u, d: F.silu(y @ g.T * (y @ u.T)) @ d.T
+        ),
+        "gate and up are multiplied, not added": block(
+            weights, mlp=lambda y, g, u, d: (F.silu(y @ g.T) + y @ u.T) @ d.T
+        ),
+        "the gate's activation is silu, not the sigmoid": block(
+            weights, mlp=lambda y, g, u, d: ((y @ g.T).sigmoid() * (y @ u.T)) @ d.T
+        ),
+    }
+
+
+# The loss
+
+
+def check_next_token_loss(my_loss: Callable[[Tensor, Tensor, int], Tensor]) -> None:
+    """Rows of unequal length, rows without padding, and a padding id that is not 0."""
+    cases = {
+        "rows of 5 and 3 tokens": ([[1, 4, 2, 6, 3], [5, 2, 1, 0, 0]], 0),
+        "no padding": ([[3, 1, 2, 5]], 0),
+        "padding id 6": ([[0, 4, 6, 6], [2, 0, 1, 5], [3, 6, 6, 6]], 6),
+    }
+    for seed, (case, (rows, padding_id)) in enumerate(cases.items()):
+        ids = torch.tensor(rows)
+        (logits,) = random_tensors(seed, (*ids.shape, 7))
+        got = torch.tensor(float(expect_number(my_loss(logits, ids, padding_id), case)))
+        wrong = loss_mistakes(logits, ids, padding_id)
+        expect_values(got, wrong.pop("right"), wrong, case)
+
+
+def loss_mistakes(logits: Tensor, ids: Tensor, padding_id: int) -> dict[str, Tensor]:
+    """The right loss, and what likely slips give."""
+
+    def loss(x: Tensor, y: Tensor, **options: object) -> Tensor:
+        return F.cross_entropy(x.flatten(0, 1), y.flatten(), **options)
+
+    x, y, real = logits[:, :-1], ids[:, 1:], ids[:, 1:] != padding_id
+    skip, total = {"ignore_index": padding_id}, loss(x, y, ignore_index=padding_id, reduction="sum")
+    by_row = torch.stack([loss(a[None], b[None], **skip) for a, b in zip(x, y, strict=True)])
+    return {
+        "right": total / real.sum(),
+        "position t predicts token t + 1: shift the ids by one": loss(logits, ids, **skip),
+        "position t predicts the token after it, not the one before": (
+            loss(logits[:, 1:], ids[:, :-1], **skip)
+        ),
+        "padding is not a token to predict: leave it out": loss(x, y),
+        "the mean is over the real targets, not over all positions": total / real.numel(),
+        "the mean is over the real targets, not over all ids": total / ids.numel(),
+        "take the mean over the targets, not the sum": total,
+        "a long row has more targets than a short one: take one mean over all targets": (
+            by_row.nanmean()
+        ),
+        "cross_entropy applies the softmax itself: give it the logits": (
+            loss(x.softmax(-1), y, **skip)
+        ),
+        "the loss is minus the log-probability": -total / real.sum(),
+        "id 0 is a token here: the padding id is an argument": loss(x, y, ignore_index=0),
+    }
