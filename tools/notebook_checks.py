@@ -23,6 +23,7 @@ IGNORED, RAISES = (
     "nbval-ignore-output",
     "raises-exception",
 )  # any other spelling is no marker for nbval
+COLLAPSED = "jp-MarkdownHeadingCollapsed"  # JupyterLab folds the section under such a heading
 SLIDE_TYPES = {"slide", "subslide", "fragment", "skip", "notes", "-"}
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -106,7 +107,7 @@ def canonical_text(nb: NotebookNode) -> str:
     for cell in nb.cells:
         cell.source = cell.source.strip("\n")
         cell.metadata = NotebookNode(
-            {k: v for k, v in cell.metadata.items() if k in ("tags", "slideshow")}
+            {k: v for k, v in cell.metadata.items() if k in ("tags", "slideshow", COLLAPSED)}
         )
         for output in cell.get("outputs", []):
             _normalise_output(output, cell)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from wrong_solutions import accepts, refuses
 
-from minivlm.exercises import decoding
+from minivlm.exercises import decoder_block, decoding
 from minivlm.exercises import language_model as exercises
 from minivlm.parts.decoder import DecoderConfig, KVCache
 from minivlm.parts.layers import attend
@@ -441,12 +441,12 @@ WRONG_BLOCK = {
 
 @pytest.mark.parametrize("right", [block(), block_with_torch])
 def test_block_accepts_right_solutions(right: Callable) -> None:
-    accepts(exercises.check_block, right)
+    accepts(decoder_block.check_block, right)
 
 
 @pytest.mark.parametrize(("word", "wrong"), WRONG_BLOCK.values(), ids=WRONG_BLOCK)
 def test_block_names_the_mistake(word: str, wrong: Callable) -> None:
-    refuses(exercises.check_block, wrong, word)
+    refuses(decoder_block.check_block, wrong, word)
 
 
 # The loss
@@ -505,12 +505,12 @@ WRONG_LOSS = {
 
 @pytest.mark.parametrize("right", [my_loss, loss_by_hand])
 def test_next_token_loss_accepts_right_solutions(right: Callable) -> None:
-    accepts(exercises.check_next_token_loss, right)
+    accepts(decoder_block.check_next_token_loss, right)
 
 
 @pytest.mark.parametrize(("word", "wrong"), WRONG_LOSS.values(), ids=WRONG_LOSS)
 def test_next_token_loss_names_the_mistake(word: str, wrong: Callable) -> None:
-    refuses(exercises.check_next_token_loss, wrong, word)
+    refuses(decoder_block.check_next_token_loss, wrong, word)
 
 
 # Greedy decoding with a cache
