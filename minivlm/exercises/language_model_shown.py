@@ -10,6 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from minivlm.parts.decoder import Decoder, DecoderBlock
+from minivlm.parts.layers import attention_weights, split_heads
 from minivlm.parts.rope import inverse_frequencies, rotary_tables, rotate
 from minivlm.parts.training import schedule
 from minivlm.plotting import CYCLE, show_images, show_mask
@@ -45,6 +47,37 @@ def show_weights(weights: Tensor, queries: Sequence[str], keys: Sequence[str]) -
     ax.set_xticks(range(len(keys)), keys, fontsize=9)
     ax.set_yticks(range(len(queries)), queries, fontsize=9)
     ax.set(xlabel="key: read from", ylabel="query: asks")
+    return figure
+
+
+def attention_maps(model: Decoder, ids: Tensor) -> Tensor:
+    """Who looks at whom in a row of ids (1, T): the weights of all heads, (layers * h, T, T)."""
+    found = []
+
+    def keep(block: DecoderBlock, given: tuple, output: Tensor) -> None:
+        x, mask, rotary, _ = given
+        layer, x = block.attention, block.norm1(x)
+        q = rotate(split_heads(layer.q(x), layer.heads), *rotary)
+        k = rotate(split_heads(layer.k(x), layer.kv_heads), *rotary)
+        k = k.repeat_interleave(layer.heads // layer.kv_heads, dim=1)
+        found.append(attention_weights(q, k, mask)[0])
+
+    hooks = [block.register_forward_hook(keep) for block in model.blocks]
+    with torch.no_grad():
+        model(ids)
+    for hook in hooks:
+        hook.remove()
+    return torch.cat(found)
+
+
+def show_looks(weights: Tensor, words: Sequence[str], colon: int) -> Figure:
+    """One head's weights (T, T): what it reads of the listing to write each word of a caption."""
+    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    image = ax.imshow(weights[colon : len(words) - 1, :colon], cmap="cividis", vmin=0, vmax=1)
+    ax.set_xticks(range(colon), words[:colon], rotation=90, fontsize=9)
+    ax.set_yticks(range(len(words) - 1 - colon), words[colon + 1 :], fontsize=9)
+    ax.set(xlabel="word of the listing: read from", ylabel="word to be written")
+    figure.colorbar(image, ax=ax, label="weight", shrink=0.8)
     return figure
 
 
