@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -140,7 +141,7 @@ def check_next_token_loss(my_loss: Callable[[Tensor, Tensor, int], Tensor]) -> N
 def loss_mistakes(logits: Tensor, ids: Tensor, padding_id: int) -> dict[str, Tensor]:
     """The right loss, and what likely slips give."""
 
-    def loss(x: Tensor, y: Tensor, **options: object) -> Tensor:
+    def loss(x: Tensor, y: Tensor, **options: Any) -> Tensor:
         return F.cross_entropy(x.flatten(0, 1), y.flatten(), **options)
 
     x, y, real = logits[:, :-1], ids[:, 1:], ids[:, 1:] != padding_id

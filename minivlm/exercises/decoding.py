@@ -145,6 +145,15 @@ SIZES = {
         151_936, 1536, 28, 12, 2, 8960, attention_bias=True, out_bias=False, tied=True
     ),
 }
+
+
+@cache
+def decoder_parameters(config: DecoderConfig) -> int:
+    """Of a model without weights."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in Decoder(config).parameters())
+
+
 SIZE_MISTAKES: dict[str, Callable[[DecoderConfig], int]] = {  # what a slip counts
     "keys and values have kv_heads heads only": (
         lambda c: decoder_parameters(replace(c, kv_heads=c.heads))
@@ -175,13 +184,6 @@ SIZE_MISTAKES: dict[str, Callable[[DecoderConfig], int]] = {  # what a slip coun
     "the embedding table is missing": (lambda c: decoder_parameters(c) - c.vocab_size * c.width),
     "only one block is counted": lambda c: decoder_parameters(replace(c, layers=1)),
 }
-
-
-@cache
-def decoder_parameters(config: DecoderConfig) -> int:
-    """Of a model without weights."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in Decoder(config).parameters())
 
 
 def check_decoder_parameters(count: Callable[[DecoderConfig], int]) -> None:

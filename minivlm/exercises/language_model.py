@@ -152,8 +152,7 @@ def grouped_mistakes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> dict[str,
     group, kv_heads = q.shape[1] // k.shape[1], k.shape[1]
     shared = [i % kv_heads for i in range(q.shape[1])]
     every, first = attend(q, k, v, mask), [0] * q.shape[1]
-    strided = [t.flatten(1, 2).unflatten(1, t.shape[1:3]) for t in (q, k, v)]
-    strided = [merge_heads(t).unflatten(-1, (-1, t.shape[1])).movedim(-1, 1) for t in strided]
+    strided = [merge_heads(t).unflatten(-1, (-1, t.shape[1])).movedim(-1, 1) for t in (q, k, v)]
     raw = merge_heads(attend(q * q.shape[1] ** -0.5, k, v, mask))
     out = {
         "neighbouring query heads share: head i reads head i // (heads / kv_heads)": (
@@ -171,7 +170,7 @@ def grouped_mistakes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> dict[str,
             every.flatten(1).unflatten(1, (q.shape[2], -1))
         ),
         "a head is d neighbouring features, not every h-th one": (
-            attend(*strided, mask).movedim(1, -1).flatten(2)
+            attend(strided[0], strided[1], strided[2], mask).movedim(1, -1).flatten(2)
         ),
         "divide the scores by the square root of a head's width": (
             merge_heads(attend(q * q.shape[-1] ** 0.5, k, v, mask))

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from textwrap import fill
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,7 +28,12 @@ def show_word_losses(words: Sequence[str], losses: Mapping[str, Tensor]) -> Figu
     figure, ax = plt.subplots(figsize=(9, 2.5), layout="constrained")
     width, places = 0.8 / len(losses), np.arange(len(words))
     for i, (name, values) in enumerate(losses.items()):
-        style = {"color": CYCLE[i], "hatch": HATCHES[i], "edgecolor": "white", "label": name}
+        style: dict[str, Any] = {
+            "color": CYCLE[i],
+            "hatch": HATCHES[i],
+            "edgecolor": "white",
+            "label": name,
+        }
         ax.bar(places + i * width, values.numpy(), width, **style)
     ax.set_xticks(places + 0.4 - width / 2, words, rotation=90, fontsize=9)
     ax.set(ylabel="loss of the word", xlim=(-0.6, len(words)))
