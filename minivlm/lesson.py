@@ -276,7 +276,7 @@ def drawn(parts: Sequence[Any], columns: int | None, row: float) -> Canvas:
     canvas = Canvas(columns or int(right) + 1, row)
     arrows = [arrow for part in parts if isinstance(part, str) for arrow in along(part)]
     parts = [part for part in parts if not isinstance(part, str)] + arrows
-    for part in sorted(parts, key=lambda part: (isinstance(part, Group), isinstance(part, Arrow))):
+    for part in sorted(parts, key=lambda part: (isinstance(part, Arrow), isinstance(part, Group))):
         part.draw(canvas)
     top, bottom = min(canvas.heights) - 0.05, max(canvas.heights) + 0.35
     canvas.ax.set_ylim(bottom, top)

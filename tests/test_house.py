@@ -26,7 +26,8 @@ from notebook_env import CELL_TIMEOUT, ROOT, SETTINGS
 PACKAGE = ROOT / "minivlm"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
-# The root is the syllabus: one row a notebook, in the order in which they are read.
+# The root is the syllabus: one row a notebook, in the order in which they are read, from 01 on.
+# Notebook 00 is about parts/, which every concept may import.
 CONCEPTS = [
     ("bpe", "subwords"),
     ("vit",),
