@@ -1,6 +1,7 @@
 """02 · What notebook 02 trains on and how it draws: code that its reader need not read."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,15 +12,16 @@ from matplotlib import cbook
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from minivlm.plotting import CYCLE, DASHES, show_curves
 from minivlm.scenes import Scene
 from minivlm.scenes.drawing import BACKGROUND
 from minivlm.scenes.grammar import COLORS, SHAPES
-from minivlm.vit import patchify, to_pixels, unpatchify
+from minivlm.vit import ViT, ViTConfig, patchify, to_pixels, unpatchify
 
 PAPER = tuple(value / 255 for value in BACKGROUND)
+SMALL = ViTConfig(image_size=(64, 64), patch=16, width=96, layers=2, heads=6, hidden=384)
 EMPTY = 0.05  # what a patch without an object stays below
 READABLE: dict[str, Any] = {  # black on white edges: legible on any patch
     "fontsize": 8,
@@ -63,6 +65,21 @@ def left_or_right(stream: Sequence[Scene]) -> tuple[Tensor, Tensor]:
                 chosen.append(scene)
                 answers.append(int(columns[0] > columns[1]))
     return on_zero_background(chosen), torch.tensor(answers)
+
+
+def small_vit(positions: Tensor | None = None, seed: int = 0, **changes: Any) -> ViT:
+    """An untrained ViT for scenes; positions (N, D): where its table starts, which then learns.
+
+    Without them the table is zero and stays so. changes: fields of the configuration.
+    """
+    torch.manual_seed(seed)
+    model = ViT(replace(SMALL, **changes))
+    if positions is None:
+        nn.init.zeros_(model.positions).requires_grad_(False)
+    else:
+        with torch.no_grad():
+            model.positions[:, 1:] = positions
+    return model
 
 
 def filled_patches(pixels: Tensor, patch: int) -> Tensor:
