@@ -41,6 +41,8 @@ def check_nearest(nearest: Callable[[Tensor, Tensor], Tensor]) -> None:
         codebook = lengths * torch.randn(k, d, generator=generator)
         case = f"{n} vectors, {k} codes of {d} numbers"
         got = nearest(vectors.clone(), codebook.clone())
+        two = "min gives two tensors, values and ids; return one tensor of ids, as by argmin"
+        assert not isinstance(got, tuple), f"{case}: {two}"
         _check_form(got, n, k, d, case)
         _check_choice(expect_ids(got, (n,), case), vectors, codebook, case)
 
@@ -50,8 +52,8 @@ def _check_form(got: object, n: int, k: int, d: int, case: str) -> None:
     shape = tuple(got.shape) if isinstance(got, Tensor) else ()
     forms = {
         (k,): "one id a code: take the minimum over the codes, for each vector",
-        (n, d): "these are vectors; give their ids",
-        (n, k): "these are all distances; give the number of the smallest in each row",
+        (n, d): "these are codes; return their ids",
+        (n, k): "these are all distances; return the position of the smallest in each row",
         (n, 1): "one column too many: shape (N,), not (N, 1)",
         (1, n): "one row too many: shape (N,), not (1, N)",
     }
@@ -67,6 +69,9 @@ def _check_choice(ids: Tensor, vectors: Tensor, codebook: Tensor, case: str) -> 
         "the farthest code, not the nearest": torch.cdist(vectors, codebook).argmax(1),
         "the largest product is not the smallest distance: |e|^2 is missing": products.argmax(1),
         "the product z e needs the factor -2, not -1": (squares - products).argmin(1),
+        "|e| is the length; the formula has its square": (
+            codebook.norm(dim=1) - 2 * products
+        ).argmin(1),
         "the product z e is subtracted, not added": (squares + 2 * products).argmin(1),
         "by angle: lengths count too": cosines.argmax(1),
         "by |z - e| added up: square the differences": torch.cdist(vectors, codebook, 1).argmin(1),
@@ -113,7 +118,9 @@ def check_quantizer_loss(quantizer_loss: Loss) -> None:
             ),
             "differences are not squared": (1 + beta) * (vectors - codes).abs().mean(),
         }
-        expect_near(got, (1 + beta) * error, mistakes, f"beta {beta}", "the value is wrong")
+        mistakes["beta is an argument, here it is always 0.25"] = 1.25 * error
+        said = f"the loss should be {(1 + beta) * error:.4g}, not {got:.4g}"
+        expect_near(got, (1 + beta) * error, mistakes, f"beta {beta}", said)
         _check_pull(got, given, beta)
 
 
@@ -141,7 +148,7 @@ def _check_pull(loss: Tensor, given: Sequence[Tensor], beta: float) -> None:
 # 2.5: a step of the moving averages
 
 EmaStep = Callable[..., tuple[Tensor, Tensor, Tensor]]
-CHOSEN = [4, 1, 1, 0, 1, 4, 0]  # of five codes; 2 and 3 are chosen by nothing
+CHOSEN = [3, 1, 1, 0, 1, 3, 0]  # of five codes; no vector chooses 2, or the last one
 
 
 def check_ema_step(ema_step: EmaStep) -> None:
@@ -171,7 +178,7 @@ def _check_counts(got: Tensor, old: Tensor, decay: float, epsilon: float, case: 
         "counts: decay and 1 - decay are swapped": (1 - decay) * old + decay * new,
         "counts: the new ones have the weight 1 - decay": decay * old + new,
         "counts: these are of this batch alone; keep decay of the old ones": new,
-        "counts: give the averages themselves; smoothing is for the division": (
+        "counts: return the averages themselves; smoothing is for the division": (
             _smooth(right, epsilon)
         ),
         "counts: these are the old ones": old,
@@ -189,7 +196,7 @@ def _check_batch_sums(got: Tensor, vectors: Tensor, old: Tensor, decay: float, c
     """The averaged sum of the vectors of each code."""
     chosen = F.one_hot(torch.tensor(CHOSEN), len(old)).float()
     new, last = chosen.T @ vectors, torch.zeros_like(old)
-    last[[4, 1, 0]] = vectors[[5, 4, 6]]
+    last[[3, 1, 0]] = vectors[[5, 4, 6]]
     right = decay * old + (1 - decay) * new
     means = new / chosen.sum(0).clamp(min=1)[:, None]
     mistakes = {
@@ -225,6 +232,12 @@ def _check_quotient(
         "codes: divide by the new counts, not by the old counts": _smooth(old_n, epsilon),
         "codes: N is the sum of the averaged counts, not of this batch": (
             (n + epsilon) / (total + k * epsilon) * 7
+        ),
+        "codes: N is the sum of the averaged counts, not the number of vectors": (
+            (n + epsilon) / (7 + k * epsilon) * 7
+        ),
+        "codes: N is the sum of the new counts, not of the old counts": (
+            (n + epsilon) / (old_n.sum() + k * epsilon) * old_n.sum()
         ),
         "codes: K epsilon, one for each code, belongs to N below the line": (
             (n + epsilon) / (total + epsilon) * total
@@ -341,7 +354,10 @@ def _check_odds(restart: Restart) -> None:
     counts = torch.tensor([9.0] + [0.0] * 400)
     got = restart(torch.tensor([[0.0], [1], [-3]]), codebook, counts, 0.5)
     share = float((got[1:] == -3).float().mean())
-    hint = {0.5: "all are equally likely", 0.75: "square the distance", 1: "always the farthest"}
+    one = "one draw for all dead codes: draw one for each of them"
+    hint = {0.5: "all are equally likely", 0.75: "square the distance"}
+    hint[1] = f"always the farthest, or {one}"
+    hint |= {share: one} if share == 0 else {}
     closest = min(hint, key=lambda odds: abs(odds - share))
     said = f"vectors at distance 1 and 3: the farther one is drawn in {share:.0%} of cases, not 90%"
     assert abs(share - 0.9) < 0.06, f"{said} ({hint[closest]})"

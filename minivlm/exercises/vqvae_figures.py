@@ -50,7 +50,7 @@ def vqvae_diagram(image: Image.Image, ids: Tensor, drawn: Tensor) -> Figure:
         "codebook -> -> nearest code; codebook -> -> look-up",
         "look-up -> e (8, 8, 16) -> decoder -> (64, 64, 3) -> drawn",
         "image -> -> loss; drawn -> -> loss",
-        Arrow("decoder", "encoder", gradient, section="2.3", dashed="the way of the gradient"),
+        Arrow("decoder", "encoder", gradient, section="2.3", dashed="the path of the gradient"),
         columns=5,
     )
 

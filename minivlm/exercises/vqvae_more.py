@@ -90,10 +90,10 @@ def pass_through(straight_through: Callable[[Tensor, Tensor], Tensor], *, exact:
 
 def _check_forward(out: Tensor, vectors: Tensor, codes: Tensor) -> None:
     """The codes, and part of a graph."""
-    assert not torch.equal(out, vectors), "forward: give out the codes, not the vectors"
+    assert not torch.equal(out, vectors), "forward: return the codes, not the vectors"
     doubled = near(out, 2 * vectors - codes)
     assert not doubled, "forward: this is z - (e - z): the difference has the wrong sign"
-    assert near(out, codes), "forward: give out the codes"
+    assert near(out, codes), "forward: return the codes"
     words = "the output does not know of the vectors: its graph is cut, as by detach"
     assert out.requires_grad, words
 
@@ -117,6 +117,10 @@ def _check_gradients(vectors: Tensor | None, codes: Tensor | None, wish: Tensor)
     assert not swapped, f"{said} ({hint})"
     assert vectors is not None, "no gradient reaches the vectors"
     assert not leak, "the codes get a gradient; only their own loss may move them"
+    lost = (
+        "the gradient of the vectors is zero: the two z cancel (detach the difference, not e alone)"
+    )
+    assert vectors.any(), lost
     same = near(vectors, wish, 1e-6)
     assert same, "the gradient of the vectors is not the one that came back, unchanged"
 

@@ -35,12 +35,13 @@ WRONG_NEAREST = {
     "largest product": ("|e|^2 is missing", lambda z, e: (z @ e.T).argmax(1)),
     "farthest": ("farthest", lambda z, e: torch.cdist(z, e).argmax(1)),
     "minimum over vectors": ("for each vector", lambda z, e: torch.cdist(z, e).argmin(0)),
-    "codes": ("give their ids", lambda z, e: e[nearest(z, e)]),
+    "codes": ("return their ids", lambda z, e: e[nearest(z, e)]),
     "distances": ("all distances", lambda z, e: torch.cdist(z, e)),
     "smallest distance": ("integers", lambda z, e: torch.cdist(z, e).min(1).values),
-    "min returns two": ("tensor", lambda z, e: torch.cdist(z, e).min(1)),
+    "min returns two": ("argmin", lambda z, e: torch.cdist(z, e).min(1)),
     "factor 2 forgotten": ("factor -2", lambda z, e: (e.pow(2).sum(1) - z @ e.T).argmin(1)),
     "wrong sign": ("subtracted", lambda z, e: (e.pow(2).sum(1) + 2 * z @ e.T).argmin(1)),
+    "length not squared": ("square", lambda z, e: (e.norm(dim=1) - 2 * z @ e.T).argmin(1)),
     "cosine": ("angle", lambda z, e: (F.normalize(z, dim=1) @ F.normalize(e, dim=1).T).argmax(1)),
     "absolute differences": ("square", lambda z, e: torch.cdist(z, e, 1).argmin(1)),
     "sum before the square": (
@@ -101,6 +102,8 @@ WRONG_LOSS = {
     "beta on both": ("beta weighs", lambda z, e, b: b * quantizer_loss(z, e, 1.0)),
     "no beta": ("weight 1", lambda z, e, b: quantizer_loss(z, e, 1.0)),
     "sum": ("not the sum", lambda z, e, b: quantizer_loss(z, e, b) * z.numel()),
+    "beta by heart": ("always 0.25", lambda z, e, b: quantizer_loss(z, e, 0.25)),
+    "lengths": ("should be", lambda z, e, b: (e - z.detach()).norm() + b * (z - e.detach()).norm()),
     "sum of each vector": ("sum over each", lambda z, e, b: quantizer_loss(z, e, b) * z.shape[1]),
     "not squared": ("not squared", lambda z, e, b: (1 + b) * (z - e).abs().mean()),
     "one a vector": ("shape ()", lambda z, e, b: (z - e).pow(2).mean(1)),
@@ -183,6 +186,14 @@ def ema_divided(divisor: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[
     return step
 
 
+def ema_of_the_chosen(*given: Any) -> State:
+    vectors, ids, counts, sums, decay, epsilon = given
+    chosen = F.one_hot(ids).float()  # K is missing
+    counts = decay * counts + (1 - decay) * chosen.sum(0)
+    sums = decay * sums + (1 - decay) * chosen.T @ vectors
+    return sums / smoothed(counts, epsilon)[:, None], counts, sums
+
+
 def ema_last(*given: Any) -> State:
     vectors, ids, counts, sums, decay, epsilon = given
     _, counts, _ = ema_step(*given)
@@ -235,6 +246,15 @@ WRONG_EMA = {
         "not of this batch",
         ema_divided(lambda n, old, eps: (n + eps) / (n.sum() + len(n) * eps) * 7),
     ),
+    "N vectors": (
+        "number of vectors",
+        ema_divided(lambda n, old, eps: (n + eps) / (7 + len(n) * eps) * 7),
+    ),
+    "old N": (
+        "not of the old counts",
+        ema_divided(lambda n, old, eps: (n + eps) / (old.sum() + len(n) * eps) * old.sum()),
+    ),
+    "as many codes as chosen": ("your function raised", ema_of_the_chosen),
     "old counts": ("old counts", ema_divided(lambda n, old, eps: smoothed(old, eps))),
     "no division": ("these are the sums", ema_divided(lambda n, old, eps: torch.ones_like(n))),
     "swapped decay": (
@@ -371,6 +391,12 @@ def restart_by_argmax(
     return torch.where((counts < threshold)[:, None], vectors[farthest], codebook)
 
 
+def restart_on_one(vectors: Tensor, codebook: Tensor, counts: Tensor, threshold: float) -> Tensor:
+    squares = torch.cdist(vectors, codebook).min(1).values.pow(2)
+    drawn = torch.multinomial(squares + 1e-9, 1)
+    return torch.where((counts < threshold)[:, None], vectors[drawn], codebook)
+
+
 def restart_on_the_mean(
     vectors: Tensor, codebook: Tensor, counts: Tensor, threshold: float
 ) -> Tensor:
@@ -406,6 +432,7 @@ WRONG_RESTART = {
     "the living": ("below the threshold", restart_living),
     "the mean": ("onto a vector", restart_on_the_mean),
     "without replacement": ("with replacement", restart_without_replacement),
+    "one draw": ("for each of them", restart_on_one),
     "no dead code": ("your function raised", restart_never_none),
     "nothing moves": ("has not moved", lambda v, e, n, t: e),
     "the vectors alone": ("shape", lambda v, e, n, t: v[: int((n < t).sum())]),
@@ -552,7 +579,7 @@ WRONG_STRAIGHT = {  # for both checks
         through(lambda v, c: v.clone(), lambda g: (g, None)),
     ),
     "wrong sign": ("wrong sign", lambda v, c: v - (c - v).detach()),
-    "only the difference": ("give out the codes", lambda v, c: (c - v).detach() + 0 * v),
+    "only the difference": ("return the codes", lambda v, c: (c - v).detach() + 0 * v),
     "gives out the codes alone": ("other way round", lambda v, c: c + 0),
     "swapped gradients": (
         "other way round",
@@ -570,6 +597,7 @@ WRONG_STRAIGHT = {  # for both checks
         "unchanged",
         through(lambda v, c: c.clone(), lambda g: (g / 2, None)),
     ),
+    "the codes alone detached": ("two z cancel", lambda v, c: v + (c.detach() - v)),
     "detached": ("does not know", lambda v, c: c.detach()),
     "all detached": ("does not know", lambda v, c: (v + c - v).detach()),
     "in place": ("have changed", in_place),
