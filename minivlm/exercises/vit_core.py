@@ -116,10 +116,8 @@ def by_width(patches: Tensor, patch: int, rows: int) -> Tensor:
 
 def read_columns_first(patches: Tensor, patch: int, rows: int) -> Tensor:
     """Patch 1 put below patch 0, not beside it."""
-    columns = patches.shape[1] // rows
-    return unpatchify(
-        patches.unflatten(1, (columns, rows)).transpose(1, 2).flatten(1, 2), patch, rows
-    )
+    grid = patches.unflatten(1, (patches.shape[1] // rows, rows)).transpose(1, 2)
+    return unpatchify(grid.flatten(1, 2), patch, rows)
 
 
 UNPATCH_MISTAKES: Mistakes = {
@@ -284,6 +282,9 @@ ATTENTION_MISTAKES: Mistakes = {
     "a bare reshape to (B, h, T, d) mixes tokens: split the last axis, then transpose": partial(
         attention_with, split=mixed_up
     ),
+    "a bare reshape to (B, h, T, d), and back, mixes tokens: split the last axis, then transpose": (
+        partial(attention_with, split=mixed_up, merge=lambda x: x.reshape(len(x), x.shape[2], -1))
+    ),
     "heads attend to heads of the same token: transpose to (B, h, T, d) before the scores": partial(
         attention_with,
         split=lambda x, heads: x.unflatten(-1, (heads, -1)),
@@ -391,12 +392,8 @@ BLOCK_MISTAKES: Mistakes = {
         x, lambda y: block.attention(block.norm2(y)), lambda y: block.mlp(block.norm1(y))
     ),
     "the norms are missing": lambda x, block: halves(x, block.attention, block.mlp),
-    "attention has no norm in front": lambda x, block: halves(
-        x, block.attention, lambda y: block.mlp(block.norm2(y))
-    ),
-    "the MLP has no norm in front": lambda x, block: halves(
-        x, lambda y: block.attention(block.norm1(y)), block.mlp
-    ),
+    "attention has no norm": lambda x, b: halves(x, b.attention, lambda y: b.mlp(b.norm2(y))),
+    "the MLP has no norm": lambda x, b: halves(x, lambda y: b.attention(b.norm1(y)), b.mlp),
 }
 
 

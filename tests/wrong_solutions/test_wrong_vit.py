@@ -280,6 +280,12 @@ def reshaped_heads(x: Tensor, layer: nn.Module) -> Tensor:
     return layer.out(mixed.transpose(1, 2).reshape(b, t, width))
 
 
+def reshaped_both_ways(x: Tensor, layer: nn.Module) -> Tensor:
+    size = len(x), layer.heads, x.shape[1], -1
+    q, k, v = (project(x).reshape(size) for project in (layer.q, layer.k, layer.v))
+    return layer.out(F.scaled_dot_product_attention(q, k, v).reshape(x.shape))
+
+
 def among_heads(x: Tensor, layer: nn.Module) -> Tensor:
     q, k, v = (f(x).unflatten(-1, (layer.heads, -1)) for f in (layer.q, layer.k, layer.v))
     return layer.out(F.scaled_dot_product_attention(q, k, v).flatten(2))
@@ -316,6 +322,7 @@ WRONG_ATTENTION = {
     ),
     "one head": ("one head", one_head),
     "reshaped to heads": ("mixes tokens", reshaped_heads),
+    "reshaped to heads and back": ("and back, mixes tokens", reshaped_both_ways),
     "among the heads": ("same token", among_heads),
     "heads reshaped back": (
         "transpose back",
