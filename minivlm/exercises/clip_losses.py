@@ -97,6 +97,9 @@ CONTRASTIVE_MISTAKES: dict[str, Loss] = {
     "cross_entropy already applies the softmax: give it the logits": (
         lambda x, y, s: _both_ways(s.exp() * x @ y.T, lambda m: _cross_entropy(m.softmax(1)))
     ),
+    "cross_entropy already applies the softmax; here it also runs over rows in both directions": (
+        lambda x, y, s: _both_ways((s.exp() * x @ y.T).softmax(1))
+    ),
     "B times too large: take the mean over the batch, not the sum": (
         lambda x, y, s: len(x) * contrastive_loss(x, y, s)
     ),

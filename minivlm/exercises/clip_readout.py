@@ -64,6 +64,10 @@ def check_pool_text(pool_text: Callable[[Tensor, Tensor, int], Tensor]) -> None:
         square = isinstance(answer, Tensor) and tuple(answer.shape) == (count, count, 7)
         hint = "; x[:, at] takes every position of `at` from every row: index the rows as well"
         assert not square, f"{case}: shape {(count, 7)}, not {(count, count, 7)}{hint}"
+        every = int((ids == end).sum())
+        repeated = isinstance(answer, Tensor) and count != every and answer.shape == (every, 7)
+        hint = "; that takes every eos_id, repeated ones too: take the first of each row"
+        assert not repeated, f"{case}: shape {(count, 7)}, not {tuple(answer.shape)}{hint}"
         got.append(expect_tensor(answer, (count, 7), case))
         right.append(x[torch.arange(count), _first(ids, end)])
         for words, mistake in POOLING_MISTAKES.items():
@@ -107,7 +111,15 @@ CLASSIFIER_MISTAKES = {
         _classes(first=True, last=False)
     ),
     "nothing is normalised": _classes(first=False, last=False),
-    "normalise along the features (dim=-1), not along the prompts": _classes(True, True, dim=0),
+    "normalise along the features (dim=-1), not along the prompts or classes": (
+        _classes(True, True, dim=0)
+    ),
+    "normalise along the features (dim=-1) before the mean too, not along the prompts": (
+        lambda prompts: F.normalize(_classes(True, last=False, dim=0)(prompts), dim=-1)
+    ),
+    "normalise along the features (dim=-1) after the mean too, not along the classes": (
+        lambda prompts: F.normalize(_classes(True, last=False)(prompts), dim=0)
+    ),
     "only the first prompt of each class counts here": (
         lambda prompts: torch.stack([F.normalize(p[0], dim=0) for p in prompts])
     ),

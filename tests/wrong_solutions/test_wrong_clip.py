@@ -83,6 +83,10 @@ WRONG_CONTRASTIVE = {
         lambda x, y, s: F.cross_entropy(scaled(y, x, s), torch.arange(len(x))),
     ),
     "not halved": ("averaged", lambda *i: 2 * my_contrastive_loss(*i)),
+    "softmax of the rows first": (
+        "both directions",
+        contrastive_of(lambda x, y, s: scaled(x, y, s).softmax(1)),
+    ),
     "softmax first": (
         "already applies",
         contrastive_of(scaled, lambda m, t: F.cross_entropy(m.softmax(1), t)),
@@ -278,7 +282,7 @@ WRONG_POOLING = {
     "a mean": ("mean over all", lambda x, ids, e: x.mean(1)),
     "a mean to the end": ("end token alone", mean_to_the_end),
     "argmax of bools": ("your function raised", lambda x, ids, e: x[0, (ids == e).argmax(1)]),
-    "all end tokens": ("shape", lambda x, ids, e: x[ids == e]),
+    "all end tokens": ("every eos_id", lambda x, ids, e: x[ids == e]),
     "the positions": ("shape", lambda x, ids, e: ends_of(ids, e)),
     "returns nothing": ("return", lambda *i: None),
 }
@@ -332,6 +336,8 @@ WRONG_CLASSIFIER = {
         "along the features",
         classes_of(lambda p: unit(p, 0), lambda m: unit(m, 0)),
     ),
+    "the prompts alone": ("before the mean too", classes_of(lambda p: unit(p, 0), unit)),
+    "the classes alone": ("not along the classes", classes_of(unit, lambda m: unit(m, 0))),
     "the first prompt": ("only the first", lambda ps: torch.stack([unit(p[0]) for p in ps])),
     "the last prompt": ("only the last", lambda ps: torch.stack([unit(p[-1]) for p in ps])),
     "the largest": (
