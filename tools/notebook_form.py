@@ -11,7 +11,10 @@ from urllib.parse import unquote
 
 from nbformat import NotebookNode
 
-EDITION = ("01_bpe_tokenizer",)  # those that have this form
+EDITION = (  # those that have this form
+    *("00_language_model", "01_bpe_tokenizer", "02_vit_patches"),
+    *("03_vqvae_codes", "04_multimodal_tokens", "05_clip_siglip"),
+)
 ORDER = (
     *("problem", "mask", "train", "wrong", "full size"),
     *("going deeper", "exercises", "interview"),

@@ -163,15 +163,10 @@ def show_position_maps(
     return figure
 
 
-def show_starts(curves: Mapping[str, Sequence[float]], guessing: Sequence[str]) -> Figure:
-    """Losses; those that never leave the guess coincide, so one line shows their mean."""
+def show_starts(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Losses of two answers, beside that of a guess."""
     figure, ax = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
-    kept = {name: values for name, values in curves.items() if name not in guessing}
-    show_curves(kept, smooth=15, ax=ax)
-    window = np.ones(15) / 15
-    flat = np.array([np.convolve(curves[name], window, mode="valid") for name in guessing])
-    style: dict[str, Any] = {"color": CYCLE[len(kept)], "linestyle": DASHES[len(kept)]}
-    ax.plot(np.arange(14, 14 + flat.shape[1]), flat.mean(0), label=" / ".join(guessing), **style)
+    show_curves(dict(curves), smooth=15, ax=ax)
     ax.axhline(np.log(2), color="black", linestyle=":", linewidth=1, label="guessing: ln 2")
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=9)
