@@ -76,7 +76,7 @@ def demo() -> int:
         return 1
     print(f"Figure: {commands.CAPTIONER / 'captions.png'}    Checkpoint: {commands.CAPTIONER}")
     print("Your own picture of flat shapes: python -m minivlm caption IMAGE...")
-    print("How it works, from the first byte: jupyter lab notebooks/01_bpe_tokenizer.ipynb")
+    print("How it works, from the first token: jupyter lab notebooks/00_language_model.ipynb")
     return 0
 
 

@@ -213,7 +213,7 @@ def test_the_demo_reports_both_splits_and_leaves_checkpoint_and_figure(
         "composition (",
         "of 250 captions true",
         "another scene's caption",
-        "notebooks/01_bpe",
+        "notebooks/00_language_model",
     ):
         assert words in out
     with Image.open(tmp_path / "captioner" / "captions.png") as figure:

@@ -64,6 +64,9 @@ WRONG_NORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "the mean square is over the features of a token, not over the tokens": (
         lambda x, w: x * (mean_square(x, 0) + EPS).rsqrt() * w
     ),
+    "every token has its own mean square: this is the mean over all tokens": (
+        lambda x, w: x * (x.square().mean() + EPS).rsqrt() * w
+    ),
     "it is the mean of the squares, not their sum": (
         lambda x, w: x * (mean_square(x) * x.shape[-1] + EPS).rsqrt() * w
     ),
@@ -80,6 +83,9 @@ WRONG_MLPS: dict[str, Callable[..., Tensor]] = {
     ),
     "gate and up are multiplied, not added": (
         lambda x, gate, up, down: (F.silu(x @ gate.T) + x @ up.T) @ down.T
+    ),
+    "the gate's activation is silu, not gelu": (
+        lambda x, gate, up, down: (F.gelu(x @ gate.T) * (x @ up.T)) @ down.T
     ),
     "the gate's activation is silu, not the sigmoid": (
         lambda x, gate, up, down: ((x @ gate.T).sigmoid() * (x @ up.T)) @ down.T
@@ -109,6 +115,8 @@ def residual_mistakes(x: Tensor, attention: Callable, weights: Weights) -> dict[
     after, raw, first = x + seen, x + attention(x), rms(x + attention(x), norm1)
     return {
         "attention's result is added to x, it does not replace it": seen + mlp(seen),
+        "both results are added to the stream: nothing is added here": mlp(seen),
+        "the MLP reads the stream after attention, not attention's result alone": x + mlp(seen),
         "the MLP's result is added to the stream, it does not replace it": mlp(after),
         "this is post-norm: the norm comes before attention and before the MLP": (
             rms(first + gated(first, *matrices), norm2)

@@ -18,7 +18,7 @@ from minivlm.parts.generation import generate, top_p_filter
 
 
 class CountingModel:
-    """A small decoder that writes down how many tokens it reads in each call."""
+    """A small decoder that writes down what it reads in each call."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -26,12 +26,14 @@ class CountingModel:
         for parameter in self.decoder.parameters():
             torch.nn.init.normal_(parameter, std=0.4)
         self.read: list[int] = []
+        self.given: list[Tensor] = []
         self.caches: list[Any] = []
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, *args: Any, **inputs: Any) -> Tensor:
         """Ids (B, T) -> logits (B, T, V), as of the decoder itself."""
         self.read.append(input_ids.shape[-1])
+        self.given.append(input_ids.clone())
         self.caches.append(inputs.get("cache", args[1] if len(args) > 1 else None))
         return self.decoder(input_ids, *args, **inputs)
 
@@ -56,6 +58,11 @@ def check_greedy(my_greedy: Callable[[Any, Tensor, int], Tensor]) -> None:
         same = torch.equal(got, right)
         assert same or not took_first, (
             f"{case}: read the logits of the last position, not the first"
+        )
+        again = len(model.given) > 1 and torch.equal(model.given[1], ids[:, -1:])
+        assert same or not again, (
+            f"{case}: call 2 reads the prompt's last token again, but the cache holds it: "
+            "choose the first new token from the logits of call 1"
         )
         assert same, f"{case}: {right.tolist()}, not {got.tolist()}: take the largest logit"
 
@@ -120,6 +127,9 @@ def nucleus_mistakes(probs: Tensor, top_p: float) -> dict[str, Tensor]:
         "divide by the sum, so that what is left sums to 1": keep(right),
         "give every probability its own place back: this is sorted": (
             torch.where(right, ordered, 0.0) / ordered[right].sum()
+        ),
+        "sort's indices say where each value came from: scatter the values, do not gather": (
+            (torch.where(right, ordered, 0.0) / ordered[right].sum())[index]
         ),
         "begin with the likeliest token": least / least.sum().clamp(min=1e-9),
         "top_p bounds the sum of the likeliest, not each probability": (

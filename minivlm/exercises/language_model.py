@@ -23,18 +23,23 @@ def random_tensors(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
 
 
 def random_mask(queries: int, keys: int) -> Tensor:
-    """True = may attend: (T, S); every query sees its first key, and no two see the same."""
+    """True = may attend: (T, S); every query sees its first key, and some query sees each key."""
     generator = torch.Generator().manual_seed(queries)
     mask = torch.rand(queries, keys, generator=generator) < 0.5
     mask[:, 0] = True
     mask[0, 1:] = False
+    for key in (~mask.any(dim=0)).nonzero()[:, 0].tolist():
+        mask[1 + mask[1:].sum(dim=1).argmin(), key] = True  # the row that sees least
     return mask
 
 
 def expect_values(got: Tensor, right: Tensor, mistakes: Mapping[str, Tensor], case: str) -> None:
     """The right numbers, or the mistake that gives what the reader got."""
     nan = bool(got.isnan().any()) if got.is_floating_point() else False
-    assert not nan, f"{case}: the result holds NaN: an exp overflows, or a row has no finite score"
+    assert not nan, (
+        f"{case}: the result holds NaN: 0 / 0, an exp that overflows, "
+        "or a softmax over scores that are all minus infinity"
+    )
     if near(got, right):
         return
     same = (what for what, wrong in mistakes.items() if wrong.shape == got.shape)
@@ -79,6 +84,12 @@ def attend_mistakes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> dict[str, 
         ),
         "d is the width of a query, not the number of keys": (
             (hidden * (d / len(k)) ** 0.5).softmax(1) @ v
+        ),
+        "d is the width of a query, not the number of queries": (
+            (hidden * (d / len(q)) ** 0.5).softmax(1) @ v
+        ),
+        "adding a boolean mask adds 1 to a score: fill with minus infinity where it is False": (
+            (scaled + mask).softmax(1) @ v
         ),
         "the softmax runs over the keys: each row of weights sums to 1": (
             hidden.softmax(0).nan_to_num() @ v
@@ -172,6 +183,9 @@ def grouped_mistakes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> dict[str,
         "a head is d neighbouring features, not every h-th one": (
             attend(strided[0], strided[1], strided[2], mask).movedim(1, -1).flatten(2)
         ),
+        "a head is d neighbouring features; every h-th one was taken": (
+            merge_heads(attend(strided[0], strided[1], strided[2], mask))
+        ),
         "divide the scores by the square root of a head's width": (
             merge_heads(attend(q * q.shape[-1] ** 0.5, k, v, mask))
         ),
@@ -214,6 +228,9 @@ def rotary_mistakes(x: Tensor, positions: Tensor, theta: float) -> dict[str, Ten
     a, b = x.chunk(2, dim=1)
     return {
         "the pairs are (i, i + d/2), not (2i, 2i + 1)": beside,
+        "the pairs are (i, i + d/2); the even and the odd features were taken": (
+            turned(pairs, angles)
+        ),
         "it turns the other way: x1 cos - x2 sin, x2 cos + x1 sin": turned(x, -angles),
         "the exponent is -2i/d: the last frequency is near 1/theta": (
             turned(x, place * theta ** (-i / x.shape[1]))

@@ -59,6 +59,22 @@ WRONG_ATTEND = {
         "not the number of keys",
         lambda q, k, v, m: (q @ k.T / len(k) ** 0.5).masked_fill(~m, -INF).softmax(1) @ v,
     ),
+    "the number of queries": (
+        "not the number of queries",
+        lambda q, k, v, m: (q @ k.T / len(q) ** 0.5).masked_fill(~m, -INF).softmax(1) @ v,
+    ),
+    "the mask added": (
+        "adds 1",
+        lambda q, k, v, m: (q @ k.T / q.shape[1] ** 0.5 + m).softmax(1) @ v,
+    ),
+    "softmax over the queries, as it comes": (
+        "over the keys",
+        lambda q, k, v, m: scores_of(q, k, m).softmax(0) @ v,
+    ),
+    "the mask inverted, as it comes": (
+        "may attend",
+        lambda q, k, v, m: scores_of(q, k, ~m).softmax(1) @ v,
+    ),
     "softmax over the queries": (
         "over the keys",
         lambda q, k, v, m: scores_of(q, k, m).softmax(0).nan_to_num() @ v,
@@ -191,6 +207,14 @@ def grouped_strided(q: Tensor, k: Tensor, v: Tensor, h: int, g: int, m: Tensor) 
     return attend(q, k, v, m)[0].permute(1, 2, 0).flatten(1)
 
 
+def grouped_strided_joined(q: Tensor, k: Tensor, v: Tensor, h: int, g: int, m: Tensor) -> Tensor:
+    group = h // g
+    heads = (
+        my_attend(q[:, i::h], k[:, i // group :: g], v[:, i // group :: g], m) for i in range(h)
+    )
+    return torch.cat(list(heads), dim=1)
+
+
 WRONG_GROUPED = {
     "taken in turn": ("neighbouring query heads", grouped(lambda i, h, g: i % g)),
     "only head 0": ("head 0", grouped(lambda i, h, g: 0)),
@@ -207,6 +231,7 @@ WRONG_GROUPED = {
         grouped_joined(lambda y: y.permute(1, 2, 0).reshape(y.shape[1], -1)),
     ),
     "every h-th feature": ("d neighbouring features", grouped_strided),
+    "every h-th feature, joined": ("h-th one was taken", grouped_strided_joined),
     "one head": ("raised", lambda q, k, v, h, g, m: my_attend(q, k, v, m)),
     "heads not joined": ("shape", grouped_joined(lambda y: y.transpose(0, 1))),
     "returns nothing": ("return", lambda q, k, v, h, g, m: None),
@@ -277,8 +302,13 @@ def add_positions(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     return x + torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+def rotate_evens_and_odds(x: Tensor, positions: Tensor, theta: float) -> Tensor:
+    return my_rotate(torch.cat([x[:, ::2], x[:, 1::2]], dim=1), positions, theta)
+
+
 WRONG_ROTARY = {
     "neighbouring features": ("pairs are (i, i + d/2)", rotate_neighbours),
+    "evens and odds": ("even and the odd", rotate_evens_and_odds),
     "the other way": ("other way", rotated(usual, -1)),
     "exponent -i/d": (
         "last frequency",
@@ -369,6 +399,14 @@ def no_last_residual(x: Tensor, attention: Callable, n1: Tensor, n2: Tensor, *m:
     return mlp(norm(x + attention(norm(x, n1)), n2), *m)
 
 
+def no_residual(x: Tensor, attention: Callable, n1: Tensor, n2: Tensor, *m: Tensor) -> Tensor:
+    return mlp(norm(attention(norm(x, n1)), n2), *m)
+
+
+def attention_alone(x: Tensor, attention: Callable, n1: Tensor, n2: Tensor, *m: Tensor) -> Tensor:
+    return x + mlp(norm(attention(norm(x, n1)), n2), *m)
+
+
 def residual_of_x(x: Tensor, attention: Callable, n1: Tensor, n2: Tensor, *m: Tensor) -> Tensor:
     return x + mlp(norm(x + attention(norm(x, n1)), n2), *m)
 
@@ -389,6 +427,8 @@ WRONG_BLOCK = {
     "post-norm": ("post-norm", post_norm),
     "no first residual": ("attention's result is added", no_first_residual),
     "no last residual": ("MLP's result is added", no_last_residual),
+    "no residual": ("nothing is added", no_residual),
+    "the MLP of attention alone": ("result alone", attention_alone),
     "parallel": ("not x", parallel),
     "the second residual of x": ("second residual", residual_of_x),
     "the MLP reads the raw stream": ("second half reads a normed", unnormed_mlp),
@@ -406,6 +446,10 @@ WRONG_BLOCK = {
     "over the tokens": (
         "not over the tokens",
         block(lambda x, w: x / (x.pow(2).mean(0) + 1e-6).sqrt() * w),
+    ),
+    "over everything": (
+        "over all tokens",
+        block(lambda x, w: x / (x.pow(2).mean() + 1e-6).sqrt() * w),
     ),
     "a sum": (
         "not their sum",
@@ -426,6 +470,7 @@ WRONG_BLOCK = {
         "not added",
         block(mlp=lambda x, g, u, d: (F.silu(x @ g.T) + x @ u.T) @ d.T),
     ),
+    "gelu": ("not gelu", block(mlp=lambda x, g, u, d: (F.gelu(x @ g.T) * (x @ u.T)) @ d.T)),
     "a sigmoid": (
         "sigmoid",
         block(mlp=lambda x, g, u, d: ((x @ g.T).sigmoid() * (x @ u.T)) @ d.T),
@@ -561,6 +606,15 @@ def greedy_from_the_last_token(model: Any, ids: Tensor, count: int) -> Tensor:
     return my_greedy(model, ids[:, -1:], count)
 
 
+def greedy_last_token_again(model: Any, ids: Tensor, count: int) -> Tensor:
+    cache, said, new = KVCache(), [], ids[:, -1:]
+    model(ids, cache=cache)
+    for _ in range(count):
+        new = largest(model(new, cache=cache))
+        said.append(new)
+    return torch.cat(said, dim=1)
+
+
 def forget(ids: Tensor) -> None:
     """What a function without a return gives."""
 
@@ -593,6 +647,7 @@ WRONG_GREEDY = {
     ),
     "one too few": ("shape", lambda m, ids, n: my_greedy(m, ids, n)[:, 1:]),
     "the prompt twice": ("not the newest alone", greedy_prompt_again),
+    "the last token again": ("last token again", greedy_last_token_again),
     "the last token only": ("tokens of the prompt", greedy_from_the_last_token),
     "without the model": ("never called", lambda m, ids, n: ids[:, :n]),
     "logits": (
@@ -650,6 +705,10 @@ def nucleus_sorted(probs: Tensor, top_p: float) -> Tensor:
     return my_nucleus(probs.sort(descending=True).values, top_p)
 
 
+def nucleus_gathered(probs: Tensor, top_p: float) -> Tensor:
+    return nucleus_sorted(probs, top_p)[probs.argsort(descending=True)]
+
+
 def nucleus_in_place(probs: Tensor, top_p: float) -> Tensor:
     kept = my_nucleus(probs, top_p)
     probs[kept == 0] = 0
@@ -673,6 +732,7 @@ WRONG_NUCLEUS = {
         lambda probs, p: torch.where(my_nucleus(probs, p) > 0, probs, 0.0),
     ),
     "sorted": ("own place", nucleus_sorted),
+    "gathered": ("scatter", nucleus_gathered),
     "ascending": ("likeliest", nucleus_ascending),
     "a second softmax": (
         "second softmax",
