@@ -55,7 +55,7 @@ def prepare(settings: Settings) -> Measure:
 
     def measure(row: str, seed: int) -> dict[str, float]:
         model = small_vit(start(row, seed), classes=2, patch=ROWS[row][2], seed=seed)
-        batches = minibatches(*train, batch_size=64, seed=seed)
+        batches = minibatches(*train, batch_size=min(64, len(train[0])), seed=seed)
         losses = fit(model, batches, loss, settings.steps, muon_lr=0.01, seed=seed)["loss"]
         figures = {"mean loss": sum(losses) / len(losses)}
         with torch.no_grad():

@@ -50,7 +50,7 @@ def prepare(settings: Settings) -> Measure:
         start = None if row == "no positions" else sincos_2d(side, side, 96, theta=10)
         outputs = len(COLORS) + len(SHAPES)
         model = small_vit(start, classes=outputs, seed=seed, **changes)
-        batches = minibatches(*train, batch_size=64, seed=seed)
+        batches = minibatches(*train, batch_size=min(64, len(train[0])), seed=seed)
         fit(model, batches, loss, settings.steps, muon_lr=0.01, seed=seed)
         figures = {}
         for split, (images, answers) in asked.items():

@@ -458,9 +458,15 @@ def tables_with_numbers(nb: nbformat.NotebookNode) -> list[tuple[str, str]]:
     return found
 
 
-PUBLISHED = {  # cells whose tables hold figures of papers, or ids of published vocabularies
-    "01_bpe_tokenizer": {"wrong"},
-    "05_clip_siglip": {"published", "lineage"},
+# Cells whose tables hold no figure that was measured: those of papers and a toy's settings beside
+# them, ids of published vocabularies, and what is drawn.
+PUBLISHED = {
+    "00_language_model": {"training"},
+    "01_bpe_tokenizer": {"measure", "wrong-ids", "interview-walkthrough"},
+    "02_vit_patches": {"train"},
+    "03_vqvae_codes": {"train"},
+    "04_multimodal_tokens": {"relation-read", "splice"},
+    "05_clip_siglip": {"train", "published", "lineage"},
     "08_llava": {"stages"},
     "09_qwen_vl": {"stages"},
     "10_qwen_mrope": {"worth"},
