@@ -131,6 +131,12 @@ def test_every_pattern_of_a_file_cuts_as_in_tokenizers_or_is_refused(pattern, te
             assert ours(here, text) == oniguruma(pattern, text)
 
 
+@pytest.mark.parametrize("pattern", ["[[^a][^b]]*", "[^a[^b]]", "(?:[[^a][^b]])+|a"])
+def test_sets_of_two_complements_are_refused_for_regex_reads_one_of_them(pattern):
+    with pytest.raises(ValueError, match="no counterpart"):
+        from_oniguruma(pattern)
+
+
 # `regex` clears its cache at random, which hypothesis takes for a strategy that is not repeatable.
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 @settings(max_examples=500, deadline=None)

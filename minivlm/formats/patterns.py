@@ -126,8 +126,10 @@ def _rewrite(pattern: str, meaning: dict[str, str]) -> tuple[str, bool]:
         piece = (token["atom"] or token[0]) if token else ""
         own = {piece, *("[" + name for name in _ESCAPE.findall(piece))} & FROM_ONIGURUMA.keys()
         kinds = [kind.lower() for kind in regex.findall(_CLASS, piece) if "[^" in piece]
-        # subtle: to regex 2026.11 a set of a class and its complement is all, even negated
-        if token is None or not own <= meaning.keys() or len({*kinds}) < len(kinds):
+        # subtle: to regex 2026.11 a set of a class and its complement is all, even negated, and
+        # [[^a][^b]] is [^a]
+        twice = len({*kinds}) < len(kinds) or piece.count("[^") > 1
+        if token is None or not own <= meaning.keys() or twice:
             raise ValueError(f"split pattern {pattern!r}: no counterpart of {pattern[at:][:9]!r}")
         text = meaning.get(piece) or _ESCAPE.sub(lambda m: meaning.get("[" + m[0], m[0]), piece)
         deep |= token["deep"] is not None or (piece[0] == "[" and text != piece)
