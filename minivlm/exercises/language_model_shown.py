@@ -92,7 +92,7 @@ def show_rotations(width: int = 16, theta: float = 10_000.0) -> Figure:
     figure, axes = plt.subplots(1, 4, figsize=(9, 2.4), width_ratios=[1, 1, 1, 1.7])
     figure.set_layout_engine("constrained")
     frequencies = inverse_frequencies(width, theta)
-    for ax, pair in zip(axes, (0, 1, 2), strict=False):
+    for pair, ax in enumerate(axes[:3]):
         for place in range(6):
             angle = (0.3 + place * frequencies[pair]).item()
             tip = np.cos(angle), np.sin(angle)
